@@ -1,0 +1,162 @@
+"""`python -m utils run`: execute the days' notebooks, one after another, and tell how each went."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from tqdm import tqdm
+
+from .. import days
+from ..logger import read_table
+from ..metrics import spread
+
+
+@dataclass
+class Outcome:
+    """How one day went: what the closing table shows."""
+
+    day: days.Day
+    status: str
+    headline: str
+    seconds: float
+    notebook: Path
+    error: str = ""
+
+
+def run(numbers: list[int] | None, profile: str) -> int:
+    """Execute the notebooks of `numbers` (all that exist by default); 0 when all went through.
+
+    A day that fails does not stop the others. quick: into `runs/quick/`. study: the executed
+    notebook takes the place of the one in the day folder when it went through. full: `runs/full/`.
+    """
+    wanted = [days.get(n) for n in numbers] if numbers else days.existing()
+    missing = [d.name for d in wanted if not d.notebook.exists()]
+    if missing:
+        raise ValueError(f"not in this repository yet: {', '.join(missing)}")
+    _quiet_jupyter()
+    outcomes = []
+    with tqdm(wanted, unit="day", desc=f"{profile} profile") as bar:
+        for day in bar:
+            bar.set_postfix_str(day.name)
+            outcomes.append(execute(day, profile))
+    print(report(outcomes))
+    return 1 if any(o.status != "ok" for o in outcomes) else 0
+
+
+def _quiet_jupyter() -> None:
+    """Kernels of this environment, and their side files under `runs/` (a home may be read-only)."""
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    for name, folder in (("IPYTHONDIR", "ipython"), ("JUPYTER_RUNTIME_DIR", "jupyter")):
+        path = days.runs(".jupyter", folder)
+        path.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault(name, str(path.resolve()))
+
+
+def execute(day: days.Day, profile: str) -> Outcome:
+    """Execute one notebook in a kernel of its own, in its folder, with this profile."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    output = days.runs(profile, day.name, f"{day.name}.ipynb")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    began, status, error = time.perf_counter(), "ok", ""
+    try:
+        papermill.execute_notebook(
+            str(day.notebook),
+            str(output),
+            parameters={} if profile == "study" else {"PROFILE": profile},
+            cwd=str(day.folder),
+            kernel_name="python3",
+            progress_bar=False,
+            extra_arguments=["--log-level=ERROR"],
+        )
+        notebook = tidy(nbformat.read(output, as_version=4))
+        nbformat.write(notebook, output)
+        if profile == "study":
+            scratch = day.notebook.with_suffix(".ipynb.tmp")
+            nbformat.write(notebook, scratch)
+            os.replace(scratch, day.notebook)
+            output = day.notebook
+    except PapermillExecutionError as e:
+        status, error = "FAILED", f"cell {e.exec_count}: {e.ename}: {e.evalue}"
+    except Exception as e:  # a broken notebook or kernel must not hide the other days
+        status, error = "FAILED", f"{type(e).__name__}: {e}"
+    seconds = time.perf_counter() - began
+    return Outcome(day, status, headline(day, profile), seconds, output, error)
+
+
+def headline(day: days.Day, profile: str) -> str:
+    """The day's headline metric with its spread over seeds, from the rows of this profile."""
+    rows = read_table(day.output(profile) / f"{day.name}_params.csv")
+    rows = [r for r in rows if r["profile"] == profile and r["role"] == "headline"]
+    values = [float(r[day.metric]) for r in rows if r.get(day.metric)]
+    if not values:
+        return "none"
+    return f"{day.metric} {spread(values):.4f} on {rows[-1]['dataset']}"
+
+
+def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """What a reader should not see taken out: runner's metadata, overwritten progress bars."""
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if not cell.metadata.get("tags"):
+            cell.metadata.pop("tags", None)
+        if cell.cell_type != "code":
+            continue
+        merged: list = []
+        for out in cell.outputs:
+            same = merged and out.output_type == "stream" == merged[-1].output_type
+            if same and merged[-1].name == out.name:
+                merged[-1].text += out.text
+            else:
+                merged.append(out)
+        for out in merged:
+            if out.output_type == "stream":
+                out.text = overwritten(out.text)
+        cell.outputs = [
+            o for o in merged if o.output_type != "stream" or o.text.strip()
+        ]
+    return notebook
+
+
+def overwritten(text: str) -> str:
+    """The text as a terminal would show it in the end: what a carriage return wrote over is gone."""
+    lines = [re.sub(r"^.*\r(?!$)", "", line.rstrip("\r")) for line in text.split("\n")]
+    lines = [line if line.strip() else "" for line in lines]
+    return "\n".join(lines).lstrip("\n")
+
+
+def report(outcomes: list[Outcome]) -> str:
+    """The closing table: day, status, headline metric, seconds, where the executed notebook lies."""
+    head = ("day", "status", "headline metric", "seconds", "notebook")
+    here = Path.cwd()
+    rows = [head]
+    for o in outcomes:
+        path = o.notebook.resolve()
+        shown = path.relative_to(here) if path.is_relative_to(here) else path
+        rows.append((o.day.name, o.status, o.headline, f"{o.seconds:.1f}", str(shown)))
+    width = [max(len(r[i]) for r in rows) for i in range(len(head))]
+    lines = [
+        "  ".join(c.ljust(w) for c, w in zip(r, width, strict=True)).rstrip()
+        for r in rows
+    ]
+    lines.insert(1, "  ".join("-" * w for w in width))
+    total = sum(o.seconds for o in outcomes)
+    failed = [o for o in outcomes if o.status != "ok"]
+    lines.append(
+        f"{len(outcomes) - len(failed)} of {len(outcomes)} days ok in {total:.0f} s"
+    )
+    for o in failed:
+        lines.append(
+            f"\n{o.day.name} failed in {o.error}\n  see the end of {o.notebook}"
+        )
+    return "\n" + "\n".join(lines)

@@ -1,0 +1,87 @@
+"""The fifteen days, their folders, and where each profile writes. Standard library only."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROFILES = ("quick", "study", "full")
+
+
+@dataclass(frozen=True)
+class Day:
+    """One day: its number, the name of its folder after `DayNN_`, and the column of its headline."""
+
+    number: int
+    title: str
+    metric: str
+    sets: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """`Day03_MNIST_CNN`: the folder's name and the stem of every file in it."""
+        return f"Day{self.number:02d}_{self.title}"
+
+    @property
+    def folder(self) -> Path:
+        return ROOT / self.name
+
+    @property
+    def notebook(self) -> Path:
+        return self.folder / f"{self.name}.ipynb"
+
+    def output(self, profile: str) -> Path:
+        """Where a profile writes: `runs/quick/DayNN_Name` for quick, else the day folder itself."""
+        return (
+            self.folder
+            if check_profile(profile) != "quick"
+            else runs("quick") / self.name
+        )
+
+
+ALL = (
+    Day(1, "PyTorch_Basics", "final_loss"),
+    Day(2, "Training_Loop", "accuracy", ("mnist",)),
+    Day(3, "MNIST_CNN", "accuracy", ("mnist",)),
+    Day(4, "CIFAR10", "accuracy"),
+    Day(5, "Visualization", "accuracy"),
+    Day(6, "Containers", "accuracy"),
+    Day(7, "Speech_Commands", "accuracy"),
+    Day(8, "SC_Tuning", "accuracy"),
+    Day(9, "Wav2Vec2", "wer"),
+    Day(10, "ASR_Tuning", "wer"),
+    Day(11, "Voice_Cloning", "similarity"),
+    Day(12, "VC_Tuning", "audio_quality"),
+    Day(13, "Speaker_Verification", "eer"),
+    Day(14, "Enhancement", "pesq_after"),
+    Day(15, "Summary", "value"),
+)
+
+
+def get(key: int | str) -> Day:
+    """The day with this number (`3`), name or title. Raises ValueError where there is none."""
+    for day in ALL:
+        if key in (day.number, day.name, day.title) or str(key) == str(day.number):
+            return day
+    raise ValueError(f"There is no day {key!r}: give a number from 1 to {len(ALL)}.")
+
+
+def existing() -> list[Day]:
+    """The days whose notebook is in this repository, in order."""
+    return [day for day in ALL if day.notebook.exists()]
+
+
+def check_profile(profile: str) -> str:
+    """The profile itself. Raises ValueError when it is none of quick, study, full."""
+    if profile not in PROFILES:
+        raise ValueError(
+            f"PROFILE = {profile!r} is unknown: write one of {', '.join(PROFILES)}."
+        )
+    return profile
+
+
+def runs(*parts: str) -> Path:
+    """A path under `runs/` (git-ignored; `$STUDY_RUNS` moves it, e.g. off a read-only mount)."""
+    return Path(os.environ.get("STUDY_RUNS") or ROOT / "runs").joinpath(*parts)

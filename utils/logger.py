@@ -1,0 +1,373 @@
+"""The record of every run: one row in the day's CSV, its curve in TensorBoard, wandb if wished.
+
+`RunLogger` is the only writer of `DayNN_Name_params.csv` and `DayNN_Name_train_log.csv`. A row is written when its
+run ends, also when it fails. Writes are locked and atomic: two notebooks at once, or a kill at any
+moment, lose no row that was there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from . import days
+from .device import device_name
+
+FIRST = ("run", "role", "profile", "dataset", "device", "seed")
+LAST = ("seconds", "finished", "commit", "note")
+ROLES = ("headline", "sweep", "baseline", "failed")
+
+
+class LogError(RuntimeError):
+    """The record could not be kept; the message says why and what to do next."""
+
+
+def run_id(profile: str, dataset: str, seed: int, config: Mapping[str, Any]) -> str:
+    """Ten hex digits that name a run: the same profile, data, seed and configuration, the same name."""
+    text = json.dumps(
+        [profile, dataset, seed, dict(config)], sort_keys=True, default=str
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def code_commit(folder: Path | None = None) -> str:
+    """Short hash of the commit that the code stands at, `-dirty` when code differs from it.
+
+    Looked at are `utils/` and, with `folder`, the notebook in it; tables and pictures that a run
+    writes do not count. Empty where there is no git or no repository.
+    """
+
+    def git(*args: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(days.ROOT), *args],
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "--short=10", "HEAD")
+        paths = ["utils", *([str(folder / "*.ipynb")] if folder else [])]
+        return commit + (
+            "-dirty" if commit and git("status", "--porcelain", "--", *paths) else ""
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def cell(value: Any) -> str:
+    """A value as it stands in the CSV: six significant digits, one line, no spreadsheet formula."""
+    if value is None:
+        return ""
+    if isinstance(value, torch.Tensor):
+        value = value.item()
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = " ".join(str(value).split())
+    return f"'{text}" if text[:1] in ("=", "+", "@") else text
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV as text; no rows where there is no file."""
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8-sig", newline="") as f:
+        return [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(f)]
+
+
+def update_table(
+    path: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[str], replace: str
+) -> None:
+    """Put `rows` in the place of those with the run name `replace`; keep all others, in order.
+
+    Locked against other processes and atomic (written beside, then renamed). Columns that are in
+    the file and not in `columns` stay. Raises LogError when the folder or file cannot be used.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(path.with_name(f".{path.name}.lock")), timeout=60):
+            for stale in path.parent.glob(
+                f".{path.name}.*.tmp"
+            ):  # of a process that was killed
+                stale.unlink()
+            old = read_table(path)
+            if old and "run" not in old[0]:
+                raise LogError(
+                    f"{path.name} has no column `run`, so it is not a table that RunLogger wrote: "
+                    "move it away and run the cell again."
+                )
+            header = list(columns)
+            extra = [c for c in (old[0] if old else {}) if c not in header]
+            at = (
+                len(header) - len(LAST)
+                if tuple(header[-len(LAST) :]) == LAST
+                else len(header)
+            )
+            header[at:at] = extra
+            new = [{c: cell(row.get(c)) for c in header} for row in rows]
+            place = next(
+                (i for i, row in enumerate(old) if row["run"] == replace), len(old)
+            )
+            kept = [row for row in old if row["run"] != replace]
+            place = min(place, len(kept))
+            _write(path, header, [*kept[:place], *new, *kept[place:]])
+    except Timeout as e:
+        raise LogError(
+            f"{path.name} has been locked by another process for a minute. Close the other notebook "
+            "that writes it, then run the cell again."
+        ) from e
+    except (PermissionError, FileExistsError, NotADirectoryError) as e:
+        raise LogError(
+            f"{path.parent.name}/ cannot be written ({e.strerror}), so the row of this run has no "
+            "place. Make the folder writable (`ls -ld` shows its owner) and run the cell again."
+        ) from e
+    except OSError as e:
+        raise LogError(
+            f"{path.name} could not be written ({e.strerror}). The rows that it had are untouched. "
+            "Make room or mend the disk, then run the cell again."
+        ) from e
+
+
+def _write(
+    path: Path, header: Sequence[str], rows: Sequence[Mapping[str, str]]
+) -> None:
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(scratch, "w", encoding="utf-8", newline="") as f:
+        writer = csv.DictWriter(f, header, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(scratch, path)
+
+
+class RunLogger:
+    """Keeps the table of one day.
+
+        log = RunLogger("Day02_Training_Loop", PROFILE, data.name, device,
+                        columns=("optimizer", "lr", "final_loss", "accuracy", "epochs"))
+        with log.run(role="headline", seed=0, optimizer="Adam", lr=1e-3) as run:
+            run.epoch(1, train_loss=0.3, val_accuracy=0.97)
+            run.result(final_loss=0.1, accuracy=0.98)
+
+    quick writes under `runs/quick/`, study and full into the day folder (`days.Day.output`).
+    """
+
+    def __init__(
+        self,
+        day: int | str,
+        profile: str,
+        dataset: str,
+        device: torch.device,
+        columns: Sequence[str],
+        folder: Path | None = None,
+    ) -> None:
+        self.day, self.profile = days.get(day), days.check_profile(profile)
+        self.dataset, self.device = dataset, device
+        self.columns = [c for c in columns if c not in FIRST + LAST]
+        self.folder = folder or self.day.output(profile)
+        if profile != "quick" and dataset.startswith("sample"):
+            raise LogError(
+                "Results of the bundled sample are never published: use PROFILE = 'quick'."
+            )
+        self.commit = code_commit(self.day.folder)
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.day.name}_params.csv"
+
+    @property
+    def train_log(self) -> Path:
+        return self.folder / f"{self.day.name}_train_log.csv"
+
+    @property
+    def header(self) -> list[str]:
+        return [*FIRST, *self.columns, *LAST]
+
+    def run(
+        self, *, role: str = "sweep", seed: int = 0, note: str = "", **config: Any
+    ) -> Run:
+        """A run with this configuration, to be used in a `with` statement."""
+        if role not in ROLES:
+            raise ValueError(f"role {role!r}: write one of {', '.join(ROLES)}")
+        return Run(self, role, seed, note, config)
+
+    def table(self, *columns: str, role: str | None = None):
+        """This profile's rows as a pandas DataFrame, numbers as numbers; all columns or those named."""
+        import pandas as pd
+
+        rows = [r for r in read_table(self.path) if r["profile"] == self.profile]
+        frame = pd.DataFrame(rows, columns=self.header if not rows else None)
+        for name in frame.columns:
+            if name not in ("run", "commit"):
+                with contextlib.suppress(ValueError, TypeError):
+                    frame[name] = pd.to_numeric(frame[name])
+        if role:
+            frame = frame[frame["role"] == role].reset_index(drop=True)
+        return frame[list(columns)] if columns else frame
+
+
+class Run:
+    """One run: a row in the making. Leaving the `with` block writes it."""
+
+    def __init__(
+        self, log: RunLogger, role: str, seed: int, note: str, config: dict[str, Any]
+    ) -> None:
+        self.log, self.role, self.seed, self.note, self.config = (
+            log,
+            role,
+            seed,
+            note,
+            config,
+        )
+        self.id = run_id(log.profile, log.dataset, seed, config)
+        self.folder = days.runs(log.profile, log.day.name, self.id)
+        self.results: dict[str, Any] = {}
+        self.epochs: list[dict[str, Any]] = []
+        self.earlier_seconds = 0.0
+        self._writer = self._wandb = None
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where `training.fit` keeps this run's state, so that a killed run goes on."""
+        return self.folder / "checkpoint.pt"
+
+    def __enter__(self) -> Run:
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self.folder.exists() and not self.checkpoint.exists():
+            shutil.rmtree(
+                self.folder
+            )  # an earlier run of the same configuration: one curve, not two
+        self._writer = SummaryWriter(str(self.folder))
+        self._wandb = self._start_wandb()
+        self._start = time.perf_counter()
+        return self
+
+    def _start_wandb(self):
+        mode = os.environ.get("WANDB_MODE", "disabled")
+        if mode not in ("online", "offline"):
+            return None
+        try:
+            import wandb
+        except ImportError as e:
+            raise LogError(
+                f"WANDB_MODE={mode} asks for wandb, which is not installed: "
+                "pip install wandb, or unset WANDB_MODE."
+            ) from e
+        return wandb.init(
+            project="ml_speech_learning",
+            group=self.log.day.name,
+            name=f"{self.log.day.name}-{self.id}",
+            config={"seed": self.seed, "dataset": self.log.dataset, **self.config},
+            dir=str(self.folder),
+            mode=mode,
+        )
+
+    def scalars(self, step: int, **values: float) -> None:
+        """Numbers of one step, into TensorBoard (and wandb): `run.scalars(120, loss=0.3)`."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, float(value), step)
+        if self._wandb:
+            self._wandb.log({k: float(v) for k, v in values.items()}, step=step)
+
+    def steps(self, first: int, curves: Mapping[str, Sequence[float]]) -> None:
+        """Many steps at once, from step `first` on; `training.fit` calls it once an epoch."""
+        length = max((len(v) for v in curves.values()), default=0)
+        for i in range(length):
+            self.scalars(
+                first + i, **{k: v[i] for k, v in curves.items() if i < len(v)}
+            )
+
+    def epoch(self, number: int, **values: float) -> None:
+        """Numbers of one epoch; those of headline runs are kept in the day's `_train_log.csv`."""
+        self.epochs.append({"epoch": number, **values})
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._writer.add_scalar(f"epoch/{name}", value, number)
+
+    def result(self, **values: Any) -> None:
+        """What the run gave: the day's own columns of its row."""
+        unknown = set(values) - set(self.log.columns)
+        if unknown:
+            raise ValueError(
+                f"no such column in {self.log.path.name}: {', '.join(sorted(unknown))}"
+            )
+        self.results.update(values)
+
+    def _stands(self) -> bool:
+        rows = read_table(self.log.path)
+        return any(
+            row.get("run") == self.id and row.get("role") != "failed" for row in rows
+        )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        seconds = self.earlier_seconds + time.perf_counter() - self._start
+        self._writer.close()
+        if self._wandb:
+            self._wandb.finish(exit_code=0 if kind is None else 1)
+        role, note = self.role, self.note
+        if kind is not None:
+            role, reason = "failed", f"{kind.__name__}: {error}".rstrip(": ")
+            note = f"{note} ({reason[:200]})" if note else reason[:200]
+        log = self.log
+        if kind is KeyboardInterrupt and self._stands():
+            return  # the reader stopped a repetition: the finished row is worth more than that news
+        row = {
+            "run": self.id,
+            "role": role,
+            "profile": log.profile,
+            "dataset": log.dataset,
+            "device": f"{log.device.type} ({device_name(log.device)})",
+            "seed": self.seed,
+            **{k: v for k, v in self.config.items() if k in log.columns},
+            **self.results,
+            "seconds": round(seconds, 2),
+            "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
+            "commit": log.commit,
+            "note": note,
+        }
+        update_table(log.path, [row], log.header, replace=self.id)
+        if role == "headline" and self.epochs:
+            names = list(dict.fromkeys(k for e in self.epochs for k in e))
+            rows = [
+                {"run": self.id, "profile": log.profile, "seed": self.seed, **e}
+                for e in self.epochs
+            ]
+            update_table(
+                log.train_log, rows, ["run", "profile", "seed", *names], replace=self.id
+            )
+        if kind is None:
+            self.checkpoint.unlink(missing_ok=True)
+
+
+def progress(total: int, label: str, initial: int = 0, enabled: bool = True) -> tqdm:
+    """A plain text bar that clears itself: no widgets, nothing left in a committed notebook."""
+    return tqdm(
+        total=total, initial=initial, desc=label, disable=not enabled, leave=False, mininterval=0.5,
+        file=sys.stdout,
+    )  # fmt: skip

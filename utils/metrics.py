@@ -1,0 +1,101 @@
+"""Numbers that are compared: accuracy, spread over seeds, and whether a difference is real."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of rows whose largest logit is at the label, 0 to 1.
+
+    `logits` is `(batch, classes)`, `labels` is `(batch,)` of class numbers. Raises ValueError on
+    an empty batch or on shapes that do not fit.
+    """
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
+        raise ValueError(
+            f"accuracy needs (batch, classes) and (batch,), got {tuple(logits.shape)} and "
+            f"{tuple(labels.shape)}"
+        )
+    return (logits.argmax(1) == labels).double().mean().item()
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (n - 1) of repeated runs; `std` is nan for a single run."""
+
+    mean: float
+    std: float
+    n: int
+
+    def __format__(self, spec: str) -> str:
+        spec = spec or ".4g"
+        return f"{self.mean:{spec}}" + (
+            f" ± {self.std:{spec}} (n={self.n})" if self.n > 1 else ""
+        )
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and standard deviation over seeds. Raises ValueError on an empty sequence."""
+    x = np.asarray(list(values), dtype=float)
+    if not x.size:
+        raise ValueError("spread needs at least one value")
+    return Spread(
+        float(x.mean()), float(x.std(ddof=1)) if x.size > 1 else float("nan"), x.size
+    )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`mean(a) - mean(b)` with its 95 % bootstrap interval; `real` when the interval excludes 0."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def real(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+    def __format__(self, spec: str) -> str:
+        spec = spec or "+.4f"
+        verdict = "a difference" if self.real else "no difference"
+        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}] ({verdict})"
+
+
+def bootstrap_difference(
+    a: Sequence[float],
+    b: Sequence[float],
+    groups: Sequence | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Difference:
+    """Paired bootstrap of two systems on the same test items (Efron & Tibshirani, 1993, ch. 13).
+
+    `a` and `b` are scores per item, `(items,)`, e.g. 1 for right and 0 for wrong. Items that belong
+    together (the clips of one speaker) share an entry of `groups` and are drawn together, since they
+    are not independent. Raises ValueError when the lengths differ.
+    """
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if a.shape != b.shape or a.ndim != 1 or not a.size:
+        raise ValueError(
+            f"the systems need scores of the same items: {a.shape} against {b.shape}"
+        )
+    diff = a - b
+    rng = np.random.default_rng(seed)
+    if groups is None:
+        totals, sizes = diff, np.ones_like(diff)
+    else:
+        if len(groups) != len(diff):
+            raise ValueError(f"{len(groups)} groups for {len(diff)} items")
+        _, which = np.unique(np.asarray(groups), return_inverse=True)
+        totals, sizes = np.bincount(which, diff), np.bincount(which).astype(float)
+    means = np.empty(resamples)
+    for i in range(resamples):
+        drawn = rng.integers(len(totals), size=len(totals))
+        means[i] = totals[drawn].sum() / sizes[drawn].sum()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Difference(float(diff.mean()), float(low), float(high))

@@ -1,0 +1,1 @@
+"""Networks that more than one day uses; each is written out in the notebook that teaches it first."""

@@ -1,0 +1,232 @@
+"""The training loop of Day 2, with what later days need of it: clipping, norms, checkpoints, resume."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .data import Batches, Part
+from .device import autocast, synchronize
+from .logger import Run, progress
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Diverged(FloatingPointError):
+    """The loss is no longer a number."""
+
+
+@dataclass
+class History:
+    """What a training left behind: one dict per epoch, and one list per quantity over the steps."""
+
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    steps: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training alone, without validation."""
+        return sum(e["seconds"] for e in self.epochs)
+
+    def column(self, name: str) -> list[float]:
+        """One quantity over the epochs, e.g. `val_accuracy`."""
+        return [e[name] for e in self.epochs]
+
+
+def gradient_norms(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Euclidean norm of each weight's gradient, `{parameter name: scalar tensor}`; biases left out."""
+    return {
+        name: p.grad.detach().norm()
+        for name, p in model.named_parameters()
+        if p.grad is not None and p.ndim > 1
+    }
+
+
+def total_norm(model: nn.Module) -> torch.Tensor:
+    """Euclidean norm of all gradients taken as one vector (the number that clipping looks at)."""
+    return nn.utils.get_total_norm(
+        [p.grad for p in model.parameters() if p.grad is not None]
+    )
+
+
+def fit(
+    model: nn.Module,
+    batches: Batches,
+    optimizer: torch.optim.Optimizer,
+    *,
+    epochs: int,
+    loss_fn: Loss = F.cross_entropy,
+    scheduler: Any = None,
+    validate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    run: Run | None = None,
+    clip: float | None = None,
+    mixed: bool = False,
+    layer_norms: bool = False,
+    checkpoint: Path | None = None,
+    label: str = "training",
+    bar: bool = True,
+) -> History:
+    """Train `model` on `batches` for `epochs` and return the history.
+
+    `loss_fn(logits, y)` gives a scalar. `scheduler` steps once a batch. `validate(model)` is asked
+    after each epoch; its numbers are kept with `val_` before their names. `clip` bounds the total
+    gradient norm (Pascanu et al., 2013); the norm that is logged is the one before clipping.
+    `mixed` computes in bfloat16 where the device gains. With `run`, steps and epochs go to its
+    record, and its state is saved after each epoch, so that the same call after a kill goes on
+    there with the same batches and random numbers; `checkpoint` names another file for that.
+
+    Raises Diverged at the end of the first epoch whose loss is not finite.
+    """
+    device = next(model.parameters()).device
+    history, start = History(), 0
+    checkpoint = checkpoint or (run.checkpoint if run else None)
+    if checkpoint and checkpoint.exists():
+        history, start = load_checkpoint(checkpoint, model, optimizer, scheduler)
+        if run:
+            run.earlier_seconds = history.seconds
+            for e in history.epochs:
+                run.epoch(**{"number" if k == "epoch" else k: v for k, v in e.items()})
+    with progress(epochs * len(batches), label, start * len(batches), bar) as shown:
+        for epoch in range(start, epochs):
+            model.train()
+            curves: dict[str, list] = {}
+            began = time.perf_counter()
+            for x, y in batches.epoch(epoch):
+                with autocast(device, mixed):
+                    logits = model(x)
+                loss = loss_fn(logits.float(), y)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                step = {"loss": loss.detach(), "grad_norm": total_norm(model)}
+                if layer_norms:
+                    step |= {
+                        f"grad_norm/{k}": v for k, v in gradient_norms(model).items()
+                    }
+                if clip:
+                    nn.utils.clip_grad_norm_(model.parameters(), clip)
+                step["lr"] = optimizer.param_groups[0]["lr"]
+                optimizer.step()
+                if scheduler:
+                    scheduler.step()
+                for name, value in step.items():
+                    curves.setdefault(name, []).append(value)
+                shown.update()
+            synchronize(device)
+            seconds = time.perf_counter() - began
+            numbers = {
+                k: _floats(v) for k, v in curves.items()
+            }  # one copy an epoch, not one a step
+            first = epoch * len(batches)
+            for name, values in numbers.items():
+                history.steps.setdefault(name, []).extend(values)
+            if run:
+                run.steps(first, numbers)
+            mean = {k: sum(v) / len(v) for k, v in numbers.items()}
+            if not mean["loss"] < float("inf"):
+                raise Diverged(
+                    f"the loss is {mean['loss']} in epoch {epoch + 1}: learning rate too large?"
+                )
+            entry = {
+                "epoch": epoch + 1,
+                "train_loss": mean["loss"],
+                "grad_norm": mean["grad_norm"],
+            }
+            entry |= {"lr": numbers["lr"][-1], "seconds": round(seconds, 3)}
+            entry |= (
+                {f"val_{k}": v for k, v in validate(model).items()} if validate else {}
+            )
+            history.epochs.append(entry)
+            if run:
+                run.epoch(
+                    **{"number" if k == "epoch" else k: v for k, v in entry.items()}
+                )
+            if checkpoint and epoch + 1 < epochs:
+                save_checkpoint(checkpoint, model, optimizer, scheduler, history)
+            shown.set_postfix_str(
+                ", ".join(f"{k} {v:.4g}" for k, v in entry.items() if k != "epoch")
+            )
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    return history
+
+
+def _floats(values: list) -> list[float]:
+    if values and isinstance(values[0], torch.Tensor):
+        return torch.stack(values).float().cpu().tolist()
+    return [float(v) for v in values]
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, x: torch.Tensor, batch_size: int = 1000) -> torch.Tensor:
+    """Logits `(items, classes)` in float32, in evaluation mode; the model's mode is put back after."""
+    was_training = model.training
+    model.eval()
+    try:
+        return torch.cat([model(part).float() for part in x.split(batch_size)])
+    finally:
+        model.train(was_training)
+
+
+def evaluate(
+    model: nn.Module, part: Part, loss_fn: Loss = F.cross_entropy
+) -> dict[str, float]:
+    """`{"loss", "accuracy"}` of the model on a part, the loss by `loss_fn` over all items at once."""
+    logits = predict(model, part.x)
+    right = (logits.argmax(1) == part.y).double().mean()
+    return {"loss": loss_fn(logits, part.y).item(), "accuracy": right.item()}
+
+
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    history: History,
+) -> None:
+    """Write everything that the next epoch depends on; atomic, so a kill leaves the last whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict() if scheduler else None,
+        "epochs": history.epochs,
+        "steps": history.steps,
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    torch.save(state, scratch)
+    os.replace(scratch, path)
+
+
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any
+) -> tuple[History, int]:
+    """Put the state back; return the history and the number of epochs that are done.
+
+    Raises RuntimeError when the file is damaged or of another model: the message names the file.
+    """
+    try:
+        device = next(model.parameters()).device
+        state = torch.load(path, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if scheduler:
+            scheduler.load_state_dict(state["scheduler"])
+    except Exception as e:
+        raise RuntimeError(
+            f"The checkpoint {path.parent.name}/{path.name} does not fit this model ({e}). "
+            f"Delete {path} to begin anew."
+        ) from e
+    torch.set_rng_state(state["rng"].cpu())
+    if state["cuda_rng"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_rng"]])
+    return History(state["epochs"], state["steps"]), len(state["epochs"])
