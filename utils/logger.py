@@ -225,6 +225,14 @@ class RunLogger:
             frame = frame[frame["role"] == role].reset_index(drop=True)
         return frame[list(columns)] if columns else frame
 
+    def show(self, *columns: str, role: str | None = None):
+        """The same rows as they stand in the CSV (text, empty cells empty), named by their run."""
+        import pandas as pd
+
+        rows = [r for r in read_table(self.path) if r["profile"] == self.profile]
+        rows = [r for r in rows if role in (None, r["role"])]
+        return pd.DataFrame(rows).set_index("run")[list(columns or self.header[1:])]
+
 
 class Run:
     """One run: a row in the making. Leaving the `with` block writes it."""
