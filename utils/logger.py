@@ -312,6 +312,10 @@ class Run:
         for name, value in values.items():
             if isinstance(value, (int, float)):
                 self._writer.add_scalar(f"epoch/{name}", value, number)
+        if self._wandb:
+            self._wandb.log(
+                {f"epoch/{k}": v for k, v in values.items()} | {"epoch": number}
+            )
 
     def result(self, **values: Any) -> None:
         """What the run gave: the day's own columns of its row."""

@@ -89,6 +89,7 @@ def end_labels(axis: Axes, form: str = "{:.3g}", gap: float = 0.055) -> None:
     `gap` is the least distance of two labels as a share of the axis' height.
     """
     axis.margins(x=0.02)
+    _ = axis.get_xlim(), axis.get_ylim()  # asking makes matplotlib settle the limits
     lines = [
         ln
         for ln in axis.get_lines()

@@ -96,3 +96,41 @@ def origin(day: int, profile: str = "study") -> str:
         f"{len(found)} rows, {profile} profile, data `{kinds('dataset')}`, device "
         f"{kinds('device')}, commit {kinds('commit')}, {seconds:.0f} s of runs in all."
     )
+
+
+QUESTIONS = {
+    1: "What is a gradient, and which learning rate is right?",
+    2: "Which loss, which optimizer, and how does one compare fairly?",
+    3: "What does a convolution see, and does the activation matter?",
+}
+"""The question that each day answers."""
+
+
+def overview() -> str:
+    """The days that exist: question, headline from the CSV, minutes of the study runs, links."""
+    body = []
+    for day in days.existing():
+        found = rows(day.number)
+        minutes = sum(float(r["seconds"]) for r in found) / 60
+        links = " · ".join(
+            f"[{text}]({day.name}/{day.name}{suffix})"
+            for text, suffix in (
+                ("notebook", ".ipynb"),
+                ("notes", "_notes.md"),
+                ("table", "_params.csv"),
+                ("curve", "_loss_curve.png"),
+            )
+        )
+        data = next(r["dataset"] for r in found if r["role"] == "headline")
+        value = f"{day.metric.replace('_', ' ')} {headline(day.number)} on `{data}`"
+        body.append(
+            [str(day.number), QUESTIONS[day.number], value, f"{minutes:.1f}", links]
+        )
+    head = (
+        "day",
+        "question",
+        "headline (study)",
+        "minutes of runs, 2 CPU cores",
+        "files",
+    )
+    return markdown(head, body)

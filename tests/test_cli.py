@@ -1,0 +1,222 @@
+"""The commands that a reader types."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from utils import cli, days
+from utils.bench import Claim
+from utils.cli import doctor
+from utils.cli import run as runner
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def notebook(folder: Path, day: days.Day, *cells: str) -> None:
+    (folder / day.name).mkdir(parents=True)
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    nb.cells[0].metadata["tags"] = ["parameters"]
+    nb.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "p",
+        "language": "python",
+    }
+    nbformat.write(nb, folder / day.name / f"{day.name}.ipynb")
+
+
+def test_one_failing_day_does_not_hide_the_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(days, "ROOT", tmp_path)
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
+    notebook(tmp_path, days.get(1), 'PROFILE = "study"', "1 / 0")
+    notebook(tmp_path, days.get(2), 'PROFILE = "study"', 'print(f"in {PROFILE}")')
+    assert cli.main(["run"]) == 1
+    said = capsys.readouterr().out
+    assert "Day01_PyTorch_Basics  FAILED" in said
+    assert "Day02_Training_Loop   ok" in said
+    assert "ZeroDivisionError: division by zero" in said
+    assert "1 of 2 days ok" in said
+    done = nbformat.read(
+        tmp_path / "runs/quick/Day02_Training_Loop/Day02_Training_Loop.ipynb",
+        as_version=4,
+    )
+    assert "in quick" in str(done.cells)
+    source = nbformat.read(days.get(2).notebook, as_version=4)
+    assert source.cells[1].outputs == []
+
+
+def test_study_replaces_the_notebook_only_when_it_went_through(tmp_path, monkeypatch):
+    monkeypatch.setattr(days, "ROOT", tmp_path)
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
+    notebook(tmp_path, days.get(1), 'PROFILE = "study"', "print(PROFILE)")
+    notebook(tmp_path, days.get(2), 'PROFILE = "study"', "print(PROFILE)\n1 / 0")
+    before = days.get(2).notebook.read_bytes()
+    assert runner.run(None, "study") == 1
+    first = nbformat.read(days.get(1).notebook, as_version=4)
+    assert [c.execution_count for c in first.cells] == [1, 2]
+    assert first.cells[1].outputs[0].text == "study\n"
+    assert "injected-parameters" not in str(first)
+    assert "papermill" not in str(first)
+    assert days.get(2).notebook.read_bytes() == before
+
+
+def test_a_day_that_is_not_here_is_said(capsys):
+    missing = next(d for d in days.ALL if not d.notebook.exists())
+    assert cli.main(["run", "--days", str(missing.number)]) == 2
+    assert missing.name in capsys.readouterr().err
+    with pytest.raises(ValueError, match="number from 1 to 15"):
+        days.get(16)
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        ("a\nb\n", "a\nb\n"),
+        ("bar 10%\rbar 50%\rbar 100%\n", "bar 100%\n"),
+        ("\rbar 10%\r       \r", ""),
+        ("done\r\n", "done\n"),
+        ("bar\r     \rresult 1\n", "result 1\n"),
+    ],
+)
+def test_overwritten_progress_is_gone(raw, shown):
+    assert runner.overwritten(raw) == shown
+
+
+def test_doctor_is_content_here(capsys):
+    status = doctor.doctor()
+    said = capsys.readouterr().out
+    assert status == 0, said
+    assert "FAIL" not in said
+    assert "a training loop: loss" in said
+
+
+def test_doctor_names_the_missing_package_and_the_mend(monkeypatch):
+    real = importlib.metadata.version
+
+    def version(name):
+        if name == "optuna":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "99.0" if name == "papermill" else real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    lines = list(doctor.packages())
+    fails = {c.what: c.mend for c in lines if c.state == "FAIL"}
+    assert "optuna is not installed" in fails
+    assert any(what.startswith("papermill 99.0 is outside") for what in fails)
+    assert all("pip install -r requirements.txt" in mend for mend in fails.values())
+
+
+def test_doctor_survives_a_broken_check():
+    def broken():
+        yield doctor.Check("OK", "fine")
+        raise OSError("no such luck")
+
+    found = list(doctor.guarded(broken))
+    assert [c.state for c in found] == ["OK", "FAIL"]
+    assert "no such luck" in found[1].what
+
+
+def test_doctor_sees_a_wrong_device(monkeypatch):
+    monkeypatch.setenv("STUDY_DEVICE", "cuda:99")
+    (check,) = doctor.device()
+    assert check.state == "FAIL"
+    assert check.mend == "unset STUDY_DEVICE"
+
+
+def test_doctor_speaks_without_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from utils.cli import main; sys.exit(main(['doctor']))"
+    )
+    done = subprocess.run(
+        [__import__("sys").executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "FAIL device: " in done.stdout
+    assert "OK   Python 3" in done.stdout
+
+
+def test_fetch_says_what_there_is(capsys):
+    assert cli.main(["fetch", "--day", "1"]) == 0
+    assert "nothing to fetch" in capsys.readouterr().out
+    assert cli.main(["fetch", "nonsense"]) == 2
+    assert "there are: mnist" in capsys.readouterr().err
+    assert cli.main(["fetch"]) == 0
+    assert "mnist: 12 MB" in capsys.readouterr().out
+
+
+def test_bench_ratios():
+    faster = Claim("a", stock=100.0, ours=5.0, unit="s", wanted=10)
+    more = Claim("b", stock=10.0, ours=45.0, unit="1/s", wanted=5, higher=True)
+    capped = Claim("c", stock=600.0, ours=5.0, unit="s", wanted=10, capped=True)
+    assert (faster.ratio, more.ratio) == (20.0, 4.5)
+    assert faster.row()[-1] == "reached"
+    assert more.row()[-1] == "MISSED"
+    assert capped.row()[4] == "at least 120.0"
+    assert cli.main(["bench", "nonsense"]) == 2
+
+
+def test_the_race_stops_at_the_goal_and_at_the_cap():
+    import torch
+
+    from utils.bench import mnist
+    from utils.data import Part
+
+    answers = torch.nn.Linear(10, 10, bias=False)
+    part = Part(torch.eye(10), torch.arange(10))
+
+    def learn(epoch):
+        if epoch == 1:
+            answers.weight.data = torch.eye(10)
+
+    torch.nn.init.zeros_(answers.weight)
+    seconds, accuracy, arrived = mnist.race(learn, answers, part, epochs=5, cap=60)
+    assert (accuracy, arrived) == (1.0, True)
+    torch.nn.init.zeros_(answers.weight)
+    assert mnist.race(lambda _: None, answers, part, epochs=5, cap=0)[2] is False
+    assert seconds < 60
+    stock = mnist.StockNet()
+    assert sum(p.numel() for p in stock.parameters()) == 1_199_882
+    assert stock(torch.zeros(2, 1, 28, 28)).exp().sum().item() == pytest.approx(
+        2, abs=1e-4
+    )
+
+
+def test_makefile_installs_once_and_helps():
+    helped = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True
+    ).stdout
+    for target in (
+        "run",
+        "test",
+        "lab",
+        "day",
+        "fetch",
+        "bench",
+        "summary",
+        "doctor",
+        "clean",
+    ):
+        assert f"make {target}" in helped
+    if (ROOT / ".venv" / ".installed").exists():
+        plan = subprocess.run(
+            ["make", "-n", "run"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert "pip install" not in plan.stdout
+    assert (ROOT / ".ci/run").read_text().strip().endswith("\nmake test")
+
+
+def test_code_is_clean():
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [__import__("sys").executable, "-m", "ruff", *command, "."],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,323 @@
+"""The record: rows are replaced, never lost, whatever happens to the process that writes them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils import days, logger
+from utils.logger import LogError, RunLogger, cell, read_table, update_table
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+COLUMNS = ("optimizer", "lr", "final_loss", "accuracy")
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
+    return RunLogger(2, "study", "mnist", CPU, COLUMNS, folder=tmp_path / "day")
+
+
+def one(log, seed=0, accuracy=0.9, role="sweep", **config):
+    with log.run(
+        role=role, seed=seed, **{"optimizer": "Adam", "lr": 1e-3, **config}
+    ) as run:
+        run.epoch(1, train_loss=0.5)
+        run.result(final_loss=0.25, accuracy=accuracy)
+    return run
+
+
+def test_a_run_is_one_row_with_the_agreed_columns(log):
+    run = one(log)
+    (row,) = read_table(log.path)
+    assert list(row) == [*logger.FIRST, *COLUMNS, *logger.LAST]
+    assert row["run"] == run.id
+    assert (row["profile"], row["dataset"], row["seed"]) == ("study", "mnist", "0")
+    assert (row["optimizer"], row["lr"], row["accuracy"]) == ("Adam", "0.001", "0.9")
+    assert row["device"].startswith("cpu (")
+    assert log.path.name == "Day02_Training_Loop_params.csv"
+
+
+def test_the_same_configuration_replaces_its_row_in_place(log):
+    one(log, seed=0)
+    one(log, seed=1)
+    one(log, seed=0, accuracy=0.95)
+    rows = read_table(log.path)
+    assert [(r["seed"], r["accuracy"]) for r in rows] == [("0", "0.95"), ("1", "0.9")]
+
+
+def test_run_names_depend_on_profile_data_seed_and_configuration():
+    base = logger.run_id("study", "mnist", 0, {"lr": 0.1, "a": 1})
+    assert base == logger.run_id("study", "mnist", 0, {"a": 1, "lr": 0.1})
+    others = {
+        logger.run_id("full", "mnist", 0, {"lr": 0.1, "a": 1}),
+        logger.run_id("study", "cifar10", 0, {"lr": 0.1, "a": 1}),
+        logger.run_id("study", "mnist", 1, {"lr": 0.1, "a": 1}),
+        logger.run_id("study", "mnist", 0, {"lr": 0.2, "a": 1}),
+    }
+    assert len(others | {base}) == 5
+
+
+def test_a_failed_run_keeps_its_row_with_the_reason(log):
+    with pytest.raises(ZeroDivisionError), log.run(optimizer="SGD", lr=9.0):
+        raise ZeroDivisionError("the rate\nwas too large")
+    (row,) = read_table(log.path)
+    assert row["role"] == "failed"
+    assert row["note"] == "ZeroDivisionError: the rate was too large"
+    assert row["accuracy"] == ""
+
+
+def test_stopping_a_repetition_does_not_destroy_the_finished_row(log):
+    one(log)
+    with pytest.raises(KeyboardInterrupt), log.run(optimizer="Adam", lr=1e-3):
+        raise KeyboardInterrupt
+    assert read_table(log.path)[0]["role"] == "sweep"
+    with pytest.raises(KeyboardInterrupt), log.run(optimizer="Adam", lr=2e-3):
+        raise KeyboardInterrupt
+    assert read_table(log.path)[1]["role"] == "failed"
+
+
+def test_only_headline_runs_keep_their_epochs(log):
+    one(log, seed=0)
+    assert not log.train_log.exists()
+    head = one(log, seed=1, role="headline")
+    one(log, seed=1, role="headline")
+    rows = read_table(log.train_log)
+    assert [(r["run"], r["epoch"], r["train_loss"]) for r in rows] == [
+        (head.id, "1", "0.5")
+    ]
+
+
+def test_a_learners_own_column_stays(log):
+    one(log)
+    text = log.path.read_text().splitlines()
+    log.path.write_text(text[0] + ",my thoughts\n" + text[1] + ",interesting\n")
+    one(log, seed=1)
+    assert [r["my thoughts"] for r in read_table(log.path)] == ["interesting", ""]
+
+
+def test_a_foreign_table_is_not_overwritten(log):
+    log.path.parent.mkdir()
+    log.path.write_text("name,age\nAda,36\n")
+    with pytest.raises(LogError, match="not a table that RunLogger wrote"):
+        one(log)
+    assert log.path.read_text() == "name,age\nAda,36\n"
+
+
+def test_unknown_column_and_role_are_refused(log):
+    with (
+        pytest.raises(ValueError, match="no such column"),
+        log.run(optimizer="SGD") as run,
+    ):
+        run.result(acuracy=1.0)
+    with pytest.raises(ValueError, match="role"):
+        log.run(role="best")
+
+
+def test_results_of_the_sample_are_never_published(tmp_path):
+    with pytest.raises(LogError, match="never published"):
+        RunLogger(2, "study", "sample-digits", CPU, COLUMNS, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, ""),
+        (True, "True"),
+        (1 / 3, "0.333333"),
+        (torch.tensor(2.5), "2.5"),
+        ("two\nlines", "two lines"),
+        ("=1+1", "'=1+1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        (-0.5, "-0.5"),
+        ("überraschend, 惊讶", "überraschend, 惊讶"),
+    ],
+)
+def test_cells(value, text):
+    assert cell(value) == text
+
+
+def test_any_text_survives_the_csv(tmp_path):
+    path, note = tmp_path / "t.csv", 'quotes " and, commas; 中文 ± é'
+    update_table(path, [{"run": "a", "note": note}], ["run", "note"], replace="a")
+    assert read_table(path)[0]["note"] == note
+
+
+def test_numbers_come_back_as_numbers_and_text_as_it_stands(log):
+    one(log)
+    frame = log.table("lr", "accuracy")
+    assert frame["accuracy"].tolist() == [0.9]
+    assert log.show("lr", "note").iloc[0].tolist() == ["0.001", ""]
+
+
+# --- several processes, and sudden death ---------------------------------------
+
+
+def write_rows(path: str, name: str, count: int) -> None:
+    for i in range(count):
+        run = f"{name}-{i}"
+        update_table(
+            Path(path), [{"run": run, "value": i}], ["run", "value"], replace=run
+        )
+
+
+def test_two_notebooks_at_once_lose_no_row(tmp_path):
+    path = tmp_path / "t.csv"
+    context = multiprocessing.get_context("fork")
+    writers = [
+        context.Process(target=write_rows, args=(str(path), name, 25))
+        for name in "abcd"
+    ]
+    for w in writers:
+        w.start()
+    for w in writers:
+        w.join(60)
+        assert w.exitcode == 0
+    wanted = {f"{name}-{i}" for name in "abcd" for i in range(25)}
+    assert {r["run"] for r in read_table(path)} == wanted
+
+
+def test_kill_minus_9_while_writing_loses_nothing_that_was_finished(tmp_path):
+    path = tmp_path / "t.csv"
+    writer = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "from utils.logger import update_table\n"
+        "path, name = Path(sys.argv[2]), sys.argv[3]\n"
+        "print('ready', flush=True)\n"
+        "i = 0\n"
+        "while True:\n"
+        "    row = {'run': f'{name}-{i}', 'text': 'x' * 5000}\n"
+        "    update_table(path, [row], ['run', 'text'], replace=row['run'])\n"
+        "    print(row['run'], flush=True)\n"
+        "    i += 1\n"
+    )
+    confirmed, rng = set(), random.Random(0)
+    for life in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", writer, str(ROOT), str(path), f"life{life}"],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.2 + 0.3 * rng.random())
+        process.send_signal(signal.SIGKILL)
+        confirmed |= set(process.communicate()[0].split())
+        rows = read_table(path)
+        assert confirmed <= {r["run"] for r in rows}
+        assert all(r["text"] == "x" * 5000 for r in rows)
+    assert len(confirmed) > 10
+    update_table(path, [{"run": "after"}], ["run", "text"], replace="after")
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def try_as_nobody(folder: str, queue) -> None:
+    os.environ["STUDY_RUNS"] = tempfile.mkdtemp()
+    try:
+        if os.geteuid() == 0:
+            os.environ["STUDY_RUNS"] = "/tmp/ml-speech-test-runs"
+            os.setuid(65534)
+        update_table(Path(folder) / "t.csv", [{"run": "a"}], ["run"], replace="a")
+        queue.put("written")
+    except Exception as e:
+        queue.put(f"{type(e).__name__}: {e}")
+
+
+def test_an_unwritable_day_folder_is_one_clear_sentence():
+    with tempfile.TemporaryDirectory() as top:
+        folder = Path(top) / "Day02_Training_Loop"
+        folder.mkdir()
+        update_table(folder / "t.csv", [{"run": "old"}], ["run"], replace="old")
+        os.chmod(top, 0o755)
+        os.chmod(folder, 0o555)
+        context = multiprocessing.get_context("fork")
+        queue = context.Queue()
+        child = context.Process(target=try_as_nobody, args=(str(folder), queue))
+        child.start()
+        said = queue.get(timeout=60)
+        child.join()
+        os.chmod(folder, 0o755)
+        assert said.startswith("LogError: Day02_Training_Loop/ cannot be written")
+        assert "Make the folder writable" in said
+        assert [r["run"] for r in read_table(folder / "t.csv")] == ["old"]
+
+
+def test_a_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
+    path = tmp_path / "t.csv"
+    update_table(path, [{"run": "old"}], ["run"], replace="old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(logger.os, "fsync", full)
+    with pytest.raises(LogError, match="rows that it had are untouched"):
+        update_table(path, [{"run": "new"}], ["run"], replace="new")
+    assert [r["run"] for r in read_table(path)] == ["old"]
+
+
+# --- TensorBoard, wandb, commit ---------------------------------------------------
+
+
+def test_steps_and_epochs_can_be_read_back_from_tensorboard(log):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for _ in range(
+        2
+    ):  # the second run of a configuration replaces the curve of the first
+        with log.run(optimizer="SGD", lr=0.1) as run:
+            run.steps(10, {"loss": [3.0, 2.0, 1.0]})
+            run.epoch(1, val_accuracy=0.5)
+    events = EventAccumulator(str(run.folder)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [
+        (10, 3.0),
+        (11, 2.0),
+        (12, 1.0),
+    ]
+    assert events.Scalars("epoch/val_accuracy")[0].value == 0.5
+
+
+def test_wandb_that_is_wished_and_missing_is_said(log, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(LogError, match="pip install wandb"), log.run(optimizer="SGD"):
+        pass
+
+
+def test_wandb_offline_gets_the_run(log, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is optional and not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = one(log)
+    assert list(run.folder.glob("wandb/offline-run-*/*.wandb"))
+
+
+def git(folder, *args):
+    name = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(
+        ["git", "-C", str(folder), *name, *args], check=True, capture_output=True
+    )
+
+
+def test_a_row_says_which_code_it_comes_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(days, "ROOT", tmp_path)
+    assert logger.code_commit() == ""
+    (tmp_path / "utils").mkdir()
+    (tmp_path / "utils" / "a.py").write_text("a = 1\n")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "a")
+    clean = logger.code_commit()
+    assert len(clean) == 10
+    (tmp_path / "table.csv").write_text("a run wrote this\n")
+    assert logger.code_commit() == clean
+    (tmp_path / "utils" / "a.py").write_text("a = 2\n")
+    assert logger.code_commit() == clean + "-dirty"

@@ -1,0 +1,126 @@
+"""The notebooks: each runs in the quick profile, offline; the committed ones are lessons, run once."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import statistics
+
+import nbformat
+import pytest
+
+from utils import days
+from utils.cli.run import execute
+from utils.logger import FIRST, LAST, read_table
+
+HERE = days.existing()
+MACHINE_PATH = re.compile(
+    r"(?<![\w.:/])/(?:root|home|work|tmp|Users|mnt|private)/[\w.-]+"
+)
+
+
+def by_name(day):
+    return day.name
+
+
+def prints(folder):
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("day", HERE, ids=by_name)
+def test_quick_profile_runs_offline_and_writes_only_under_runs(
+    day, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("STUDY_DATA", str(tmp_path / "no data"))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    before = prints(day.folder)
+    outcome = execute(day, "quick")
+    assert outcome.status == "ok", outcome.error
+    assert outcome.headline != "none"
+    assert prints(day.folder) == before
+    assert not (tmp_path / "no data").exists()
+    output = tmp_path / "runs/quick" / day.name
+    rows = read_table(output / f"{day.name}_params.csv")
+    assert {r["profile"] for r in rows} == {"quick"}
+    assert (output / f"{day.name}_loss_curve.png").exists()
+
+
+def code_cells(day):
+    nb = nbformat.read(day.notebook, as_version=4)
+    return nb, [c for c in nb.cells if c.cell_type == "code" and c.source.strip()]
+
+
+@pytest.mark.parametrize("day", HERE, ids=by_name)
+def test_committed_notebook_is_one_clean_study_run(day):
+    nb, code = code_cells(day)
+    assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
+    assert not any(o.output_type == "error" for c in code for o in c.outputs)
+    assert 'PROFILE = "study"' in [c.source.strip() for c in code]
+    assert not any("injected-parameters" in c.metadata.get("tags", []) for c in code)
+    assert day.notebook.stat().st_size < 2_000_000
+    leak = MACHINE_PATH.search(day.notebook.read_text(encoding="utf-8"))
+    assert leak is None, leak
+    assert nbformat.validate(nb) is None
+
+
+@pytest.mark.parametrize("day", HERE, ids=by_name)
+def test_committed_notebook_is_a_lesson(day):
+    nb, code = code_cells(day)
+    assert nb.cells[0].source.startswith("# Day ")
+    prose = "\n".join(c.source for c in nb.cells if c.cell_type == "markdown")
+    for part in (
+        "Goals",
+        "Prerequisites",
+        "What went wrong",
+        "Exercises",
+        "Summary",
+        "Further reading",
+    ):
+        assert re.search(rf"^## {part}", prose, re.M), part
+    assert len(re.findall(r"\*\*Exercise \d", prose)) >= 3
+    assert prose.count("<details>") >= 3
+    lines = [len([s for s in c.source.splitlines() if s.strip()]) for c in code]
+    assert statistics.median(lines) <= 10
+    assert max(lines) <= 40
+    assert max(len(s) for c in code for s in c.source.splitlines()) <= 88
+    pictures = [o for c in code for o in c.outputs if "image/png" in o.get("data", {})]
+    captions = [
+        o for c in code for o in c.outputs if "text/markdown" in o.get("data", {})
+    ]
+    assert len(captions) >= len(pictures) >= 2
+    assert "torchaudio.load" not in "".join(c.source for c in code)
+
+
+@pytest.mark.parametrize("day", HERE, ids=by_name)
+def test_published_rows_come_from_committed_code_and_real_data(day):
+    rows = read_table(day.folder / f"{day.name}_params.csv")
+    assert any(r["role"] == "headline" for r in rows)
+    assert list(rows[0])[:6] == list(FIRST)
+    assert list(rows[0])[-4:] == list(LAST)
+    assert len({r["run"] for r in rows}) == len(rows)
+    for r in rows:
+        assert r["profile"] in ("study", "full")
+        assert not r["dataset"].startswith("sample")
+        assert re.fullmatch(r"[0-9a-f]{10}", r["commit"]), f"{r['run']}: {r['commit']}"
+        assert float(r["seconds"]) >= 0
+    log = read_table(day.folder / f"{day.name}_train_log.csv")
+    assert {r["run"] for r in log} == {
+        r["run"] for r in rows if r["role"] == "headline"
+    }
+
+
+@pytest.mark.parametrize(("day", "least"), [(2, 0.983), (3, 0.994)])
+def test_published_accuracy_keeps_its_promise(day, least):
+    rows = read_table(days.get(day).folder / f"{days.get(day).name}_params.csv")
+    values = [float(r["accuracy"]) for r in rows if r["role"] == "headline"]
+    assert len(values) >= 3
+    assert statistics.mean(values) >= least
