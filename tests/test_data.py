@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 
 import numpy as np
@@ -105,3 +106,87 @@ def test_study_without_data_and_network_names_three_ways_on(tmp_path, monkeypatc
 def test_unknown_profile_is_refused():
     with pytest.raises(ValueError, match="write one of quick, study, full"):
         data.mnist("fast")
+
+
+# --- CIFAR-10 -------------------------------------------------------------------
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("this must never be printed",))
+
+
+def write_cifar10(root, images=20, **extra):
+    """Batch files in CIFAR-10's layout; item i of the training set is filled with i % 251."""
+    (root / "cifar-10-batches-py").mkdir(parents=True)
+    for b, name in enumerate(data.CIFAR10_BATCHES):
+        numbers = np.arange(images) + b * images
+        pixels = np.repeat((numbers % 251).astype(np.uint8)[:, None], 3072, 1)
+        batch = {"data": pixels, "labels": (numbers % 10).tolist(), **extra}
+        (root / name).write_bytes(pickle.dumps(batch, protocol=4))
+
+
+def test_cifar10_parts_are_disjoint_and_named_by_their_pixels(tmp_path, monkeypatch):
+    write_cifar10(tmp_path, images=10_000)
+    monkeypatch.setenv("STUDY_DATA", str(tmp_path))
+    images = data.cifar10("study")
+    assert images.name.startswith("cifar10-other-")
+    assert [len(p) for p in (images.train, images.validation, images.test)] == [
+        45_000,
+        5_000,
+        10_000,
+    ]
+    held_out = torch.tensor(data.read_split("cifar10_validation"))
+    red = images.validation.x[:, 0, 5, 5] * data.CIFAR10_STD[0] + data.CIFAR10_MEAN[0]
+    assert torch.equal((red * 255).round().long(), held_out % 251)
+    assert torch.equal(images.validation.y, held_out % 10)
+    again = write_with_protocol(tmp_path, 2)
+    assert (
+        data.identify("cifar10") == again == images.name
+    )  # packed otherwise, the same pixels
+
+
+def write_with_protocol(root, protocol):
+    for name in data.CIFAR10_BATCHES:
+        pixels, labels = data.read_cifar10_batch(root / name)
+        batch = {"data": pixels, "labels": labels}
+        (root / name).write_bytes(pickle.dumps(batch, protocol=protocol))
+    return data.identify("cifar10", root)
+
+
+def test_a_pickle_that_calls_something_is_not_opened(tmp_path, capsys):
+    write_cifar10(tmp_path, extra=Evil())
+    with pytest.raises(data.DataError, match="wants to call builtins.print"):
+        data.read_cifar10_batch(tmp_path / data.CIFAR10_BATCHES[0])
+    assert "never" not in capsys.readouterr().out
+
+
+def test_a_damaged_batch_names_the_mend(tmp_path):
+    write_cifar10(tmp_path)
+    path = tmp_path / data.CIFAR10_BATCHES[0]
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(data.DataError, match="make fetch DAY=4"):
+        data.read_cifar10_batch(path)
+
+
+def test_the_committed_cifar10_split_is_balanced_in_size():
+    held_out = data.read_split("cifar10_validation")
+    assert len(set(held_out)) == len(held_out) == 5000
+    assert max(held_out) < 50_000
+
+
+@pytest.mark.skipif(
+    not data.is_here("cifar10"), reason="CIFAR-10 is not on this machine"
+)
+def test_real_cifar10_is_one_of_the_known_ones():
+    assert data.identify("cifar10") in ("cifar10", "cifar10-jpeg")
+    images = data.cifar10("study")
+    assert images.validation.y.bincount().tolist() == [500] * 10
+
+
+def test_the_generated_shapes_are_ten_classes_that_do_not_repeat():
+    images = data.cifar10("quick")
+    assert images.name == "sample-shapes"
+    assert images.train.y.bincount().min() > 50
+    every = torch.cat([images.train.x, images.validation.x, images.test.x])
+    assert len({x.numpy().tobytes() for x in every}) == len(every) == 1600

@@ -102,6 +102,10 @@ def test_shares_become_percentages_and_the_rest_stays():
         tables.show_spread("accuracy", spread([0.99, 0.98])) == "98.50 ± 0.71 % (n=2)"
     )
     assert tables.show_spread("accuracy", spread([0.99])) == "99.00 %"
+    assert (
+        tables.show_spread("loss", spread([0.3232, 0.3252])) == "0.3242 ± 0.0014 (n=2)"
+    )
+    assert tables.show_spread("seconds", spread([100.0, 140.0])) == "120 ± 28 (n=2)"
 
 
 def test_seed_tables_group_and_average():

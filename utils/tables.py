@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from . import days
@@ -69,12 +70,14 @@ def show(column: str, text: str) -> str:
 
 
 def show_spread(column: str, s: Spread) -> str:
-    """`99.21 ± 0.04 % (n=3)` for shares, four digits for the rest."""
+    """`99.21 ± 0.04 % (n=3)` for shares; else as many digits as the deviation can bear."""
     if column.endswith("accuracy"):
-        return f"{Spread(100 * s.mean, 100 * s.std, s.n):.2f}".replace(" (", " % (") + (
-            "" if s.n > 1 else " %"
-        )
-    return f"{s:.4g}"
+        shares = f"{Spread(100 * s.mean, 100 * s.std, s.n):.2f}"
+        return shares.replace(" (", " % (") if s.n > 1 else f"{shares} %"
+    if s.n < 2 or not s.std:
+        return f"{s:.4g}"
+    digits = max(0, 1 - math.floor(math.log10(s.std)))
+    return f"{s:.{digits}f}"
 
 
 def headline(day: int, profile: str = "study") -> str:
