@@ -105,6 +105,8 @@ QUESTIONS = {
     1: "What is a gradient, and which learning rate is right?",
     2: "Which loss, which optimizer, and how does one compare fairly?",
     3: "What does a convolution see, and does the activation matter?",
+    4: "Which knob helps by how much, and is that more than noise?",
+    5: "How does one see what a training does, and what ails it?",
 }
 """The question that each day answers."""
 

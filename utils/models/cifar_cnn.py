@@ -1,0 +1,92 @@
+"""Day 4's networks for 32 x 32 colour images; Day 5 and the benchmark use them as well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class SmallCNN(nn.Module):
+    """Three convolutions, each halved by pooling, then dropout and one linear layer.
+
+    `(batch, 3, 32, 32)` to logits `(batch, 10)`. Pooling comes before batch norm and activation, which
+    then touch a quarter of the values; for ReLU and maximum the order makes no difference.
+    """
+
+    def __init__(
+        self,
+        batch_norm: bool = True,
+        dropout: float = 0.0,
+        widths: tuple[int, ...] = (32, 64, 128),
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for width in widths:
+            layers += [
+                nn.Conv2d(channels, width, 3, padding=1, bias=not batch_norm),
+                nn.MaxPool2d(2),
+                *([nn.BatchNorm2d(width)] if batch_norm else []),
+                nn.ReLU(),
+            ]
+            channels = width
+        self.features = nn.Sequential(*layers, nn.Flatten())
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(channels * (32 // 2 ** len(widths)) ** 2, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.dropout(self.features(x)))
+
+
+def whitening_filters(x: Tensor, size: int = 2) -> Tensor:
+    """Filters that make `size` x `size` patches of `x` uncorrelated: `(3 * size**2, 3, size, size)`.
+
+    The eigenvectors of the patches' covariance, each divided by the root of its eigenvalue, the
+    strongest first. `x` is `(images, 3, height, width)`; a few hundred images are enough.
+    """
+    patches = x.unfold(2, size, 1).unfold(3, size, 1)
+    patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * size**2)
+    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    filters = (vectors / (values + 5e-4).sqrt()).T.flip(0)
+    return filters.reshape(-1, 3, size, size)
+
+
+class FastCNN(nn.Module):
+    """A whitened first layer that is not trained, then three blocks of two convolutions.
+
+    After K. Jordan's airbench (arXiv:2404.00498): whitening lets the rest begin with uncorrelated
+    inputs, pooling comes early, GELU bends. `(batch, 3, 32, 32)` to logits `(batch, 10)`.
+    """
+
+    def __init__(
+        self,
+        sample: Tensor,
+        widths: tuple[int, int, int] = (32, 96, 96),
+        activation: Callable[[], nn.Module] = nn.GELU,
+    ) -> None:
+        super().__init__()
+        filters = whitening_filters(sample)
+        self.whiten = nn.Conv2d(3, 2 * len(filters), 2)
+        self.whiten.weight.data = torch.cat([filters, -filters])
+        self.whiten.weight.requires_grad = False
+        nn.init.zeros_(self.whiten.bias)
+        blocks: list[nn.Module] = [activation()]
+        channels = 2 * len(filters)
+        for width in widths:
+            blocks += [
+                nn.Conv2d(channels, width, 3, padding=1, bias=False),
+                nn.MaxPool2d(2),
+                nn.BatchNorm2d(width),
+                activation(),
+                nn.Conv2d(width, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                activation(),
+            ]
+            channels = width
+        self.blocks = nn.Sequential(*blocks, nn.MaxPool2d(3), nn.Flatten())
+        self.head = nn.Linear(channels, 10, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.whiten(x)))
