@@ -166,7 +166,7 @@ def test_bench_ratios():
 def test_the_race_stops_at_the_goal_and_at_the_cap():
     import torch
 
-    from utils.bench import mnist
+    from utils.bench import measure, mnist
     from utils.data import Part
 
     answers = torch.nn.Linear(10, 10, bias=False)
@@ -177,13 +177,21 @@ def test_the_race_stops_at_the_goal_and_at_the_cap():
             answers.weight.data = torch.eye(10)
 
     torch.nn.init.zeros_(answers.weight)
-    seconds, accuracy, arrived = mnist.race(learn, answers, part, epochs=5, cap=60)
+    seconds, accuracy, arrived = measure.race(learn, answers, part, 0.99, epochs=5)
     assert (accuracy, arrived) == (1.0, True)
     torch.nn.init.zeros_(answers.weight)
-    assert mnist.race(lambda _: None, answers, part, epochs=5, cap=0)[2] is False
+    assert (
+        measure.race(lambda _: None, answers, part, 0.99, epochs=5, cap=0)[2] is False
+    )
     assert seconds < 60
     stock = mnist.StockNet()
     assert sum(p.numel() for p in stock.parameters()) == 1_199_882
+    trainer = measure.Trainer(torch.nn.Linear(4, 10), 0.1, mixed=False, steps=50)
+    x, y = torch.randn(64, 4), torch.randint(0, 2, (64,))
+    before = torch.nn.functional.cross_entropy(trainer.model(x), y).item()
+    for _ in range(20):
+        trainer.step(x, y)
+    assert torch.nn.functional.cross_entropy(trainer.model(x), y).item() < before / 2
     assert stock(torch.zeros(2, 1, 28, 28)).exp().sum().item() == pytest.approx(
         2, abs=1e-4
     )

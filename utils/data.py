@@ -17,7 +17,15 @@ import numpy as np
 import torch
 
 from .days import ROOT, check_profile
-from .download import DataError, Remote, digest, download, unpack, verify
+from .download import (
+    DataError,
+    Remote,
+    check_space,
+    digest,
+    download,
+    unpack,
+    verify,
+)
 
 SPLITS = Path(__file__).parent / "splits"
 
@@ -213,6 +221,7 @@ def fetch(name: str, root: Path | None = None, bar: bool = True) -> Path:
         return root
     try:
         root.mkdir(parents=True, exist_ok=True)
+        check_space(root, sum(f.size for f in entry.files) + entry.unpacked_bytes)
         downloads = root / ".downloads"
         archives = [download(remote, downloads, bar=bar) for remote in entry.files]
     except PermissionError as e:

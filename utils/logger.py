@@ -326,6 +326,25 @@ class Run:
             )
         self.results.update(values)
 
+    def _hparams(self) -> None:
+        """Configuration and results for TensorBoard's HParams page, in the run's own event file."""
+        from torch.utils.tensorboard.summary import hparams
+
+        numbers = {
+            f"hparam/{k}": float(v)
+            for k, v in self.results.items()
+            if isinstance(v, (int, float)) and not isinstance(v, bool)
+        }
+        plain = (bool, int, float, str)
+        config = {
+            k: v if isinstance(v, plain) else str(v) for k, v in self.config.items()
+        }
+        writer = self._writer._get_file_writer()
+        for summary in hparams({**config, "seed": self.seed}, numbers):
+            writer.add_summary(summary)
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value)
+
     def _stands(self) -> bool:
         rows = read_table(self.log.path)
         return any(
@@ -339,6 +358,7 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         seconds = self.earlier_seconds + time.perf_counter() - self._start
+        self._hparams()
         self._writer.close()
         if self._wandb:
             self._wandb.finish(exit_code=0 if kind is None else 1)

@@ -74,10 +74,10 @@ def show(figure: Figure, caption: str, save: Path | None = None) -> None:
     plt.close(figure)
 
 
-def save_png(figure: Figure, path: Path, width: int = 1200) -> None:
+def save_png(figure: Figure, path: Path, width: int = 1200, dpi: float = DPI) -> None:
     """Write a PNG at least `width` pixels wide, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    dpi = max(DPI, width / figure.get_size_inches()[0])
+    dpi = max(dpi, width / figure.get_size_inches()[0])
     scratch = path.with_name(f".{path.name}.tmp")
     figure.savefig(scratch, dpi=dpi, format="png", metadata={"Software": None})
     scratch.replace(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 
-TASKS = ("mnist",)
+TASKS = ("mnist", "cifar10")
 
 
 @dataclass

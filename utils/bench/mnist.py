@@ -9,22 +9,18 @@ finishing line here, which is right for a race and wrong for a result: the days 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from .. import data
 from ..data import Batches, Part
-from ..device import autocast, pick_device, seed_everything, synchronize
+from ..device import pick_device, seed_everything
 from ..models.mnist_cnn import MnistCNN
-from ..training import evaluate
 from . import Claim
+from .measure import Trainer, forever, images_per_second, race
 
 GOAL = 0.99
-CAP_SECONDS = 600.0
 
 
 class StockNet(nn.Module):
@@ -57,42 +53,7 @@ def stock_loader() -> torch.utils.data.DataLoader:
     return torch.utils.data.DataLoader(images, batch_size=64, shuffle=True)
 
 
-def images_per_second(
-    batches: Iterator, device: torch.device, seconds: float = 4.0
-) -> float:
-    """Images that arrive on the device per second, measured for at least `seconds`."""
-    count, began = 0, time.perf_counter()
-    for x, y in batches:
-        x, y = x.to(device), y.to(device)
-        count += len(y)
-        if time.perf_counter() - began > seconds:
-            break
-    synchronize(device)
-    return count / (time.perf_counter() - began)
-
-
-def race(
-    epoch: Callable[[int], None], model: nn.Module, test: Part, epochs: int, cap: float
-) -> tuple[float, float, bool]:
-    """Seconds of training until GOAL, the accuracy then, and whether it arrived before the cap."""
-    spent, accuracy = 0.0, 0.0
-    for number in range(epochs):
-        began = time.perf_counter()
-        epoch(number)
-        synchronize(test.y.device)
-        spent += time.perf_counter() - began
-        accuracy = evaluate(model, test)["accuracy"]
-        print(f"  epoch {number + 1}: {accuracy:.2%} after {spent:.1f} s", flush=True)
-        if accuracy >= GOAL:
-            return spent, accuracy, True
-        if spent > cap:
-            break
-    return spent, accuracy, False
-
-
-def stock_race(
-    test: Part, cap: float = CAP_SECONDS, epochs: int = 14
-) -> tuple[float, float, bool]:
+def stock_race(test: Part, epochs: int = 14) -> tuple[float, float, bool]:
     """The stock recipe's race."""
     device = test.y.device
     seed_everything(0)
@@ -108,33 +69,25 @@ def stock_race(
             optimizer.step()
         decay.step()
 
-    return race(epoch, model, test, epochs, cap)
+    return race(epoch, model, test, GOAL, epochs)
 
 
 def our_race(
-    train: Part, test: Part, seed: int = 0, epochs: int = 2, cap: float = CAP_SECONDS
+    train: Part, test: Part, seed: int = 0, epochs: int = 2
 ) -> tuple[float, float, bool]:
     """Resident data, Day 3's network, AdamW with one cycle over two epochs, mixed precision."""
     device = test.y.device
     seed_everything(seed)
     batches = Batches(train, 128, seed=seed)
     model = MnistCNN().to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.05)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 0.01, total_steps=epochs * len(batches)
-    )
+    trainer = Trainer(model, 0.01, True, epochs * len(batches), smoothing=0.05)
 
     def epoch(number: int) -> None:
         model.train()
         for x, y in batches.epoch(number):
-            with autocast(device):
-                logits = model(x)
-            optimizer.zero_grad()
-            F.cross_entropy(logits.float(), y, label_smoothing=0.05).backward()
-            optimizer.step()
-            cycle.step()
+            trainer.step(x, y)
 
-    return race(epoch, model, test, epochs, cap)
+    return race(epoch, model, test, GOAL, epochs)
 
 
 def run() -> list[Claim]:
@@ -147,11 +100,8 @@ def run() -> list[Claim]:
     )
     stock_rate = images_per_second(iter(stock_loader()), device)
 
-    def forever(batches: Batches) -> Iterator:
-        while True:
-            yield from batches
-
-    our_rate = images_per_second(forever(Batches(train, 64)), device)
+    batches = Batches(train, 64)
+    our_rate = images_per_second(forever(lambda: iter(batches)), device)
     print("stock recipe (pytorch/examples):")
     stock_seconds, _, arrived = stock_race(images.test)
     print("ours, three seeds:")
