@@ -127,6 +127,23 @@ def test_doctor_sees_a_wrong_device(monkeypatch):
     assert check.mend == "unset STUDY_DEVICE"
 
 
+def test_doctor_knows_copies_and_never_tells_to_delete_all_data(tmp_path, monkeypatch):
+    from test_data import write_cifar10
+
+    from utils import data
+
+    monkeypatch.setenv("STUDY_DATA", str(tmp_path))
+    write_cifar10(tmp_path)
+    (check,) = [c for c in doctor.data_sets() if c.what.startswith("cifar10")]
+    assert check.state == "FAIL"
+    assert check.mend.startswith("delete cifar-10-batches-py in the data folder")
+    mark = data.identify("cifar10")
+    monkeypatch.setattr(data, "identify", lambda name: "cifar10-jpeg")
+    (check,) = [c for c in doctor.data_sets() if c.what.startswith("cifar10")]
+    assert (check.state, check.mend) == ("OK", "")
+    assert mark.startswith("cifar10-other-")
+
+
 def test_doctor_speaks_without_torch():
     code = (
         "import sys; sys.modules['torch'] = None\n"

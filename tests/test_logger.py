@@ -99,6 +99,26 @@ def test_only_headline_runs_keep_their_epochs(log):
     ]
 
 
+def test_only_this_sessions_headline_keeps_the_crown(log, tmp_path):
+    for seed in (0, 1):
+        one(log, seed=seed, role="headline")
+    later = RunLogger(2, "study", "mnist", CPU, COLUMNS, folder=log.folder)
+    kept = [one(later, seed=s, role="headline", lr=0.5).id for s in (0, 1)]
+    one(later, seed=2)
+    later.crown()
+    rows = read_table(log.path)
+    assert [r["run"] for r in rows if r["role"] == "headline"] == kept
+    assert [r["role"] for r in rows] == [
+        "sweep",
+        "sweep",
+        "headline",
+        "headline",
+        "sweep",
+    ]
+    assert {r["run"] for r in read_table(log.train_log)} == set(kept)
+    assert later.table(role="headline")["lr"].tolist() == [0.5, 0.5]
+
+
 def test_a_learners_own_column_stays(log):
     one(log)
     text = log.path.read_text().splitlines()

@@ -42,7 +42,7 @@ class Day:
 
 
 ALL = (
-    Day(1, "PyTorch_Basics", "final_loss"),
+    Day(1, "PyTorch_Basics", "test_loss"),
     Day(2, "Training_Loop", "accuracy", ("mnist",)),
     Day(3, "MNIST_CNN", "accuracy", ("mnist",)),
     Day(4, "CIFAR10", "accuracy", ("cifar10",)),

@@ -190,6 +190,7 @@ class RunLogger:
                 "Results of the bundled sample are never published: use PROFILE = 'quick'."
             )
         self.commit = code_commit(self.day.folder)
+        self.headlines: set[str] = set()
 
     @property
     def path(self) -> Path:
@@ -202,6 +203,23 @@ class RunLogger:
     @property
     def header(self) -> list[str]:
         return [*FIRST, *self.columns, *LAST]
+
+    def crown(self) -> None:
+        """Leave only this session's headline runs as headline rows of this profile.
+
+        Call it after the headline runs: the headline of an earlier choice becomes a `sweep` row, and
+        its epochs leave the train log, so that no mean mixes two configurations.
+        """
+        rows = read_table(self.path)
+        log = read_table(self.train_log)
+        for row in rows:
+            mine = row["profile"] == self.profile and row["role"] == "headline"
+            if mine and row["run"] not in self.headlines:
+                update_table(
+                    self.path, [{**row, "role": "sweep"}], self.header, row["run"]
+                )
+                if any(e["run"] == row["run"] for e in log):
+                    update_table(self.train_log, [], list(log[0]), replace=row["run"])
 
     def run(
         self, *, role: str = "sweep", seed: int = 0, note: str = "", **config: Any
@@ -384,6 +402,8 @@ class Run:
             "note": note,
         }
         update_table(log.path, [row], log.header, replace=self.id)
+        if role == "headline":
+            log.headlines.add(self.id)
         if role == "headline" and self.epochs:
             names = list(dict.fromkeys(k for e in self.epochs for k in e))
             rows = [

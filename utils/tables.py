@@ -97,7 +97,7 @@ def origin(day: int, profile: str = "study") -> str:
     seconds = sum(float(r["seconds"]) for r in found)
     return (
         f"{len(found)} rows, {profile} profile, data `{kinds('dataset')}`, device "
-        f"{kinds('device')}, commit {kinds('commit')}, {seconds:.0f} s of runs in all."
+        f"{kinds('device')}, commit {kinds('commit')}, {seconds:.0f} s in these runs."
     )
 
 
@@ -135,7 +135,7 @@ def overview() -> str:
         "day",
         "question",
         "headline (study)",
-        "minutes of runs, 2 CPU cores",
+        "minutes in these runs, 2 CPU cores",
         "files",
     )
     return markdown(head, body)

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from .. import days
 
+PIP = ".venv/bin/python -m pip install -r requirements.txt -c constraints.txt"
+
 
 @dataclass
 class Check:
@@ -95,9 +97,7 @@ def packages() -> Iterator[Check]:
         if not wanted.specifier.contains(have, prereleases=True):
             bad.append(f"{wanted.name} {have} is outside {wanted.specifier}")
     for problem in bad:
-        yield Check(
-            "FAIL", problem, "pip install -r requirements.txt -c constraints.txt"
-        )
+        yield Check("FAIL", problem, PIP)
     if not bad:
         yield Check("OK", f"{count} packages in the ranges of requirements.txt")
     torch, audio = (
@@ -108,7 +108,7 @@ def packages() -> Iterator[Check]:
     yield Check(
         "OK" if same else "FAIL",
         "torch and torchaudio of one release",
-        "" if same else "pip install -r requirements.txt -c constraints.txt",
+        "" if same else PIP,
     )
 
 
@@ -215,11 +215,13 @@ def data_sets() -> Iterator[Check]:
             yield Check("note", f"{name} (days {which}) is not here", mend)
             continue
         found = data.identify(name)
+        known = found in (name, *source.variants.values())
+        folder = next(iter(source.prints)).rsplit("/", 1)[0]
         mend = (
-            ""
-            if found == name
-            else f"delete {data.data_root() / source.folder}, then make fetch"
+            f"delete {folder} in the data folder, then: make fetch DAY={source.days[0]}"
         )
         yield Check(
-            "OK" if found == name else "FAIL", f"{name} (days {which}) is {found}", mend
+            "OK" if known else "FAIL",
+            f"{name} (days {which}) is {found}",
+            "" if known else mend,
         )
