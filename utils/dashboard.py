@@ -47,14 +47,18 @@ def serve(logdir: Path, timeout: float = 90.0) -> Iterator[str]:
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        deadline = time.monotonic() + timeout
+        deadline, before = time.monotonic() + timeout, None
         wanted = len({p.parent for p in Path(logdir).rglob("events.out.tfevents.*")})
         while True:
             with contextlib.suppress(
                 urllib.error.URLError, ConnectionError, TimeoutError
             ):
                 if wanted and len(ask(url, "/data/runs")) >= wanted:
-                    break
+                    tags = ask(url, "/data/plugin/scalars/tags")
+                    if tags and tags == before:  # listed is not yet read
+                        break
+                    before = tags
+                    time.sleep(0.7)
             if process.poll() is not None or time.monotonic() > deadline:
                 raise DashboardError(
                     f"TensorBoard showed fewer than the {wanted} runs under {logdir} within "
