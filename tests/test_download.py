@@ -299,7 +299,10 @@ def toy_set(tmp_path, monkeypatch):
         files.append(
             Remote((url,), len(packed), "md5:" + hashlib.md5(packed).hexdigest())
         )
-    prints = {f"Toy/raw/{n}": hashlib.sha256(c).hexdigest() for n, c in raw.items()}
+    prints = {
+        f"Toy/raw/{n}": f"sha256:{hashlib.sha256(c).hexdigest()}"
+        for n, c in raw.items()
+    }
     entry = data.Source("toy", (2,), tuple(files), "Toy/raw", 3500, prints, "none")
     monkeypatch.setitem(data.SOURCES, "toy", entry)
     yield tmp_path / "root", served
