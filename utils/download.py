@@ -184,7 +184,7 @@ def unpack(archive: Path, folder: Path, limit: int) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=".unpack-", suffix=".tmp", dir=folder))
     try:
         written = 0
-        for name, stream in _members(archive, limit):
+        for name, stream in _members(archive):
             target = scratch / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with stream, open(target, "wb") as out:
@@ -212,7 +212,7 @@ def unpack(archive: Path, folder: Path, limit: int) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _members(archive: Path, limit: int) -> Iterator[tuple[PurePosixPath, BinaryIO]]:
+def _members(archive: Path) -> Iterator[tuple[PurePosixPath, BinaryIO]]:
     """(safe relative name, open stream) of each file; checks every name before yielding any."""
     if tarfile.is_tarfile(archive):
         with tarfile.open(archive) as tar:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from .data import Batches, Part
 from .device import autocast, synchronize
 from .logger import Run, progress
+from .metrics import accuracy
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -180,8 +181,10 @@ def evaluate(
 ) -> dict[str, float]:
     """`{"loss", "accuracy"}` of the model on a part, the loss by `loss_fn` over all items at once."""
     logits = predict(model, part.x)
-    right = (logits.argmax(1) == part.y).double().mean()
-    return {"loss": loss_fn(logits, part.y).item(), "accuracy": right.item()}
+    return {
+        "loss": loss_fn(logits, part.y).item(),
+        "accuracy": accuracy(logits, part.y),
+    }
 
 
 def save_checkpoint(
