@@ -35,7 +35,8 @@ class Source:
     """A data set on the network: what to fetch, where to unpack it, and how it is recognised.
 
     `prints` are checksums (`algorithm:hexdigest`) of unpacked files, relative to the root: they name
-    the set. `variants` are known copies with another content, by the digest of `content(root)`.
+    the set. `variants` are known copies with another content, by the digest of `content(root)`. A set
+    of many files has `recognise(root)` instead: what is there, or None where nothing is.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Source:
     licence: str
     content: Callable[[Path], bytes] | None = None
     variants: dict[str, str] = field(default_factory=dict)
+    recognise: Callable[[Path], str | None] | None = None
 
 
 def _mnist(filename: str, size: int, md5: str) -> Remote:
@@ -112,6 +114,44 @@ def _cifar10_content(root: Path) -> bytes:
     )
 
 
+def speech_commands_folder(root: Path) -> Path | None:
+    """torchaudio's folder of Speech Commands under the root: v0.02, else v0.01, else None."""
+    for version in ("v0.02", "v0.01"):
+        folder = root / "SpeechCommands" / f"speech_commands_{version}"
+        if (folder / "testing_list.txt").is_file():
+            return folder
+    return None
+
+
+def recognise_speech_commands(root: Path) -> str | None:
+    """`speech_commands_v2-35w`, `_v1-30w` (complete), `_v1-9w` (the copy used here), or `...-other-1a2b3c4d`.
+
+    By the names of all clips: 105,829 in version 0.02, 64,727 in version 0.01 (its README).
+    """
+    folder = speech_commands_folder(root)
+    if not folder:
+        return None
+    names = sorted(
+        f"{word.name}/{clip.name}"
+        for word in os.scandir(folder)
+        if word.is_dir() and not word.name.startswith("_")
+        for clip in os.scandir(word)
+    )
+    version = folder.name[-1]
+    mark = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    known = {("2", 105_829): "v2-35w", ("1", 64_727): "v1-30w"}.get(
+        (version, len(names))
+    )
+    if mark == SPEECH_COMMANDS_V1_9W:
+        known = "v1-9w"
+    return f"speech_commands_{known or f'v{version}-other-{mark[:8]}'}"
+
+
+SPEECH_COMMANDS_V1_9W = (
+    "374e96c6bb170b61c32c496c5a836eecb81fb736c98995038778cd4cc48bfb7e"
+)
+"""Digest of the clip names of the copy with nine well-filled words, on which the published rows were made."""
+
 SOURCES = {
     "mnist": Source(
         name="mnist",
@@ -172,6 +212,32 @@ SOURCES = {
             "6b5acaaa32327ca2756d10f0b7f7f2f566518a28fb0a1b6ae0ae4d40fb9f1e3e": "cifar10-jpeg"
         },
     ),
+    "speech_commands": Source(
+        name="speech_commands_v2-35w",
+        days=(7, 8),
+        files=(
+            Remote(
+                tuple(
+                    f"{host}/speech_commands_v0.02.tar.gz"
+                    for host in (
+                        "https://storage.googleapis.com/download.tensorflow.org/data",
+                        "http://download.tensorflow.org/data",
+                    )
+                ),
+                2_428_923_189,
+                "sha256:af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
+            ),
+        ),
+        folder="SpeechCommands/speech_commands_v0.02",
+        unpacked_bytes=3_500_000_000,
+        prints={},
+        licence="CC BY 4.0 (P. Warden, 2018)",
+        variants={
+            "v1": "speech_commands_v1-30w",
+            "copy": "speech_commands_v1-9w",
+        },
+        recognise=recognise_speech_commands,
+    ),
 }
 
 
@@ -191,8 +257,10 @@ def source(name: str) -> Source:
 
 def is_here(name: str, root: Path | None = None) -> bool:
     """Whether the files of the set are on disk, whatever they hold."""
-    root = root or data_root()
-    return all((root / file).is_file() for file in source(name).prints)
+    root, entry = root or data_root(), source(name)
+    if entry.recognise:
+        return entry.recognise(root) is not None
+    return all((root / file).is_file() for file in entry.prints)
 
 
 def identify(name: str, root: Path | None = None) -> str:
@@ -201,6 +269,8 @@ def identify(name: str, root: Path | None = None) -> str:
     A result is called after this, never after what the folder was meant to hold.
     """
     root, entry = root or data_root(), source(name)
+    if entry.recognise:
+        return entry.recognise(root) or f"{entry.name}-missing"
     if all(verify(root / file, wanted) for file, wanted in entry.prints.items()):
         return entry.name
     if entry.content:
@@ -234,7 +304,7 @@ def fetch(name: str, root: Path | None = None, bar: bool = True) -> Path:
         archive.unlink()
     if identify(name, root) != entry.name:
         raise DataError(
-            f"{name} was unpacked into {root / entry.folder}, but its files are not the known "
+            f"{name} was unpacked into {_shown(root / entry.folder)}, but its files are not the known "
             "ones. Delete the folder and fetch again."
         )
     return root

@@ -277,6 +277,11 @@ class Run:
         """Where `training.fit` keeps this run's state, so that a killed run goes on."""
         return self.folder / "checkpoint.pt"
 
+    @property
+    def keeps_checkpoint(self) -> bool:
+        """Whether a finished run's state stays until the whole notebook is through (`run --resume`)."""
+        return bool(os.environ.get("STUDY_RESUME"))
+
     def __enter__(self) -> Run:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -413,7 +418,7 @@ class Run:
             update_table(
                 log.train_log, rows, ["run", "profile", "seed", *names], replace=self.id
             )
-        if kind is None:
+        if kind is None and not self.keeps_checkpoint:
             self.checkpoint.unlink(missing_ok=True)
 
 

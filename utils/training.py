@@ -72,6 +72,7 @@ def fit(
     mixed: bool = False,
     layer_norms: bool = False,
     checkpoint: Path | None = None,
+    stop: Callable[[Mapping[str, float]], bool] | None = None,
     label: str = "training",
     bar: bool = True,
 ) -> History:
@@ -80,15 +81,18 @@ def fit(
     `loss_fn(logits, y)` gives a scalar. `scheduler` steps once a batch. `validate(model)` is asked
     after each epoch; its numbers are kept with `val_` before their names. `clip` bounds the total
     gradient norm (Pascanu et al., 2013); the norm that is logged is the one before clipping.
+    `stop(numbers)` is asked after each epoch with what that epoch gave; True ends the training.
     `mixed` computes in bfloat16 where the device gains. With `run`, steps and epochs go to its
     record, and its state is saved after each epoch, so that the same call after a kill goes on
-    there with the same batches and random numbers; `checkpoint` names another file for that.
+    there with the same batches and random numbers; `checkpoint` names another file for that. Under
+    `python -m utils run --resume` the state of a finished run stays, too, and is loaded, not trained.
 
     Raises Diverged at the end of the first epoch whose loss is not finite.
     """
     device = next(model.parameters()).device
     history, start = History(), 0
     checkpoint = checkpoint or (run.checkpoint if run else None)
+    keep = run is not None and run.keeps_checkpoint
     if checkpoint and checkpoint.exists():
         history, start = load_checkpoint(checkpoint, model, optimizer, scheduler)
         if run:
@@ -149,12 +153,14 @@ def fit(
                 run.epoch(
                     **{"number" if k == "epoch" else k: v for k, v in entry.items()}
                 )
-            if checkpoint and epoch + 1 < epochs:
+            if checkpoint and (epoch + 1 < epochs or keep):
                 save_checkpoint(checkpoint, model, optimizer, scheduler, history)
+            if stop and stop(entry):
+                break
             shown.set_postfix_str(
                 ", ".join(f"{k} {v:.4g}" for k, v in entry.items() if k != "epoch")
             )
-    if checkpoint:
+    if checkpoint and not keep:
         checkpoint.unlink(missing_ok=True)
     return history
 

@@ -17,6 +17,11 @@ def parser() -> argparse.ArgumentParser:
         "--days", type=int, nargs="+", metavar="N", help="by default all that exist"
     )
     run.add_argument("--profile", choices=days.PROFILES, default="quick")
+    run.add_argument(
+        "--resume",
+        action="store_true",
+        help="after a kill: skip the runs that are finished",
+    )
 
     fetch = commands.add_parser(
         "fetch", help="get data sets: resumes, verifies, unpacks safely"
@@ -35,6 +40,22 @@ def parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="change nothing, fail on a difference"
     )
 
+    sweep = commands.add_parser("sweep", help="a day's search; stop it, start it again")
+    sweep.add_argument("--day", type=int, required=True, metavar="N")
+    sweep.add_argument("--profile", choices=days.PROFILES, default="study")
+    sweep.add_argument(
+        "--workers", type=int, default=1, help="processes of this machine"
+    )
+    sweep.add_argument("--trials", type=int, help="per study; by default the day's own")
+
+    container = commands.add_parser(
+        "container", help="build the image, with the engine that is here"
+    )
+    container.add_argument("--engine", default="", help="by default the first found")
+    container.add_argument("--base", default="", help="another base image")
+    container.add_argument("--output", default="", help="image name, or the .sif file")
+    container.add_argument("extra", nargs="*", help="after --: for the engine's build")
+
     bench = commands.add_parser(
         "bench", help="our way against the stock way, as ratios"
     )
@@ -49,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "run":
             from .run import run
 
-            return run(args.days, args.profile)
+            return run(args.days, args.profile, args.resume)
         if args.command == "fetch":
             from .fetch import fetch
 
@@ -62,6 +83,14 @@ def main(argv: list[str] | None = None) -> int:
             from .summary import summary
 
             return summary(args.check)
+        if args.command == "sweep":
+            from .sweep import sweep
+
+            return sweep(args.day, args.profile, args.workers, args.trials)
+        if args.command == "container":
+            from .container import container
+
+            return container(args.engine, args.base, args.output, args.extra)
         from ..bench import bench
 
         return bench(args.tasks)

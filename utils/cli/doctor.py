@@ -215,8 +215,8 @@ def data_sets() -> Iterator[Check]:
             yield Check("note", f"{name} (days {which}) is not here", mend)
             continue
         found = data.identify(name)
-        known = found in (name, *source.variants.values())
-        folder = next(iter(source.prints)).rsplit("/", 1)[0]
+        known = found in (source.name, *source.variants.values())
+        folder = source.folder or next(iter(source.prints)).rsplit("/", 1)[0]
         mend = (
             f"delete {folder} in the data folder, then: make fetch DAY={source.days[0]}"
         )

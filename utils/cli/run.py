@@ -12,7 +12,7 @@ import nbformat
 from tqdm import tqdm
 
 from .. import days
-from ..logger import read_table
+from ..logger import code_commit, read_table
 from ..metrics import spread
 
 
@@ -28,11 +28,12 @@ class Outcome:
     error: str = ""
 
 
-def run(numbers: list[int] | None, profile: str) -> int:
+def run(numbers: list[int] | None, profile: str, resume: bool = False) -> int:
     """Execute the notebooks of `numbers` (all that exist by default); 0 when all went through.
 
     A day that fails does not stop the others. quick: into `runs/quick/`. study: the executed
     notebook takes the place of the one in the day folder when it went through. full: `runs/full/`.
+    With `resume`, a notebook that was killed goes on: finished runs are loaded, not trained again.
     """
     wanted = [days.get(n) for n in numbers] if numbers else days.existing()
     missing = [d.name for d in wanted if not d.notebook.exists()]
@@ -43,9 +44,37 @@ def run(numbers: list[int] | None, profile: str) -> int:
     with tqdm(wanted, unit="day", desc=f"{profile} profile") as bar:
         for day in bar:
             bar.set_postfix_str(day.name)
-            outcomes.append(execute(day, profile))
+            outcomes.append((execute_resuming if resume else execute)(day, profile))
     print(report(outcomes))
     return 1 if any(o.status != "ok" for o in outcomes) else 0
+
+
+def execute_resuming(day: days.Day, profile: str) -> Outcome:
+    """`execute`, but finished runs keep their state until the notebook is through: a second call has less to do.
+
+    States that another commit of the code left are deleted first.
+    """
+    folder = days.runs(profile, day.name)
+    mark, commit = folder / "resume.txt", code_commit(day.folder)
+    if not mark.exists() or mark.read_text(encoding="utf-8") != commit:
+        forget(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(commit, encoding="utf-8")
+    os.environ["STUDY_RESUME"] = "1"
+    try:
+        outcome = execute(day, profile)
+    finally:
+        del os.environ["STUDY_RESUME"]
+    if outcome.status == "ok":
+        forget(folder)
+        mark.unlink()
+    return outcome
+
+
+def forget(folder: Path) -> None:
+    """Delete the states of runs under this folder."""
+    for checkpoint in folder.glob("*/checkpoint.pt"):
+        checkpoint.unlink()
 
 
 def _quiet_jupyter() -> None:

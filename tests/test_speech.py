@@ -1,0 +1,239 @@
+"""Packed sound, Speech Commands on disk, the committed lists, the bundled words, and the keyword networks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from utils import data, speech
+from utils.features import MFCC, SAMPLE_RATE, AudioError, LogMel
+from utils.models.keywords import (
+    CNN2d,
+    KeywordNet,
+    LearnedFrontEnd,
+    TCResNet,
+    count_parameters,
+)
+from utils.pack import Item, Pack, pack
+from utils.speech import Clips, read_sample, speaker_of, speech_commands
+
+
+def write_wave(path, seconds=0.1, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    wave = rng.integers(-9000, 9000, round(seconds * SAMPLE_RATE)).astype(np.int16)
+    soundfile.write(path, wave, SAMPLE_RATE, subtype="PCM_16")
+    return wave
+
+
+def items(tmp_path, count=5):
+    waves, out = [], []
+    for i in range(count):
+        path = tmp_path / f"{i}.wav"
+        waves.append(write_wave(path, 0.05 + 0.01 * i, i))
+        out.append(Item(path.name, path, f"word{i % 2}", f"speaker{i}"))
+    return out, waves
+
+
+def test_a_pack_gives_back_every_sample(tmp_path):
+    some, waves = items(tmp_path)
+    packed = pack(tmp_path / "p" / "set.pack", some, bar=False)
+    assert packed.names == [i.name for i in some]
+    assert packed.labels == [i.label for i in some]
+    assert packed.speakers == [i.speaker for i in some]
+    for i, wave in enumerate(waves):
+        assert np.abs(packed.wave(i).astype(int) - wave).max() <= 1
+    batch = packed.batch([4, 0], 1000)
+    assert batch.shape == (2, 1000)
+    assert batch[0, : len(waves[4])].ne(0).float().mean() > 0.99
+    assert not batch[1, len(waves[0]) :].any()
+
+
+def test_a_pack_is_made_once_and_again_when_the_files_change(tmp_path):
+    some, _ = items(tmp_path)
+    target = tmp_path / "set.pack"
+    pack(target, some, bar=False)
+    made = (target / "samples.i16").stat().st_mtime_ns
+    pack(target, some, bar=False)
+    assert (target / "samples.i16").stat().st_mtime_ns == made
+    write_wave(some[0].path, 0.2, 9)
+    assert len(pack(target, some, bar=False).wave(0)) == 3200
+
+
+def test_a_pack_of_a_bad_file_leaves_nothing_behind(tmp_path):
+    some, _ = items(tmp_path)
+    some[3].path.write_text("not sound")
+    with pytest.raises(AudioError, match=r"3\.wav"):
+        pack(tmp_path / "set.pack", some, bar=False)
+    assert not (tmp_path / "set.pack").exists()
+
+
+def test_a_damaged_pack_says_so(tmp_path):
+    some, _ = items(tmp_path)
+    target = tmp_path / "set.pack"
+    pack(target, some, bar=False)
+    samples = (target / "samples.i16").read_bytes()
+    (target / "samples.i16").write_bytes(samples[:-100])
+    with pytest.raises(data.DataError, match="damaged"):
+        Pack(target)
+
+
+def test_the_committed_lists_share_no_speaker_and_no_clip():
+    lists = {
+        part: speech._lines(data.SPLITS / f"speech_commands_{part}.txt")
+        for part in ("train", "validation", "test")
+    }
+    assert {k: len(v) for k, v in lists.items()} == {
+        "train": 3527, "validation": 455, "test": 520,
+    }  # fmt: skip
+    speakers = {k: {speaker_of(n) for n in v} for k, v in lists.items()}
+    for a, b in (("train", "test"), ("train", "validation"), ("validation", "test")):
+        assert not speakers[a] & speakers[b]
+    words = {n.split("/")[0] for names in lists.values() for n in names}
+    assert words == set(speech.NINE_WORDS)
+
+
+@pytest.fixture
+def small_set(tmp_path, monkeypatch):
+    """A folder in torchaudio's layout with all clips of the lists, a few samples each."""
+    folder = tmp_path / "SpeechCommands" / "speech_commands_v0.02"
+    wave = np.zeros(40, np.int16)
+    soundfile_bytes = tmp_path / "one.wav"
+    soundfile.write(soundfile_bytes, wave + 100, SAMPLE_RATE)
+    content = soundfile_bytes.read_bytes()
+    for part in ("train", "validation", "test"):
+        for name in speech._lines(data.SPLITS / f"speech_commands_{part}.txt"):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    write_wave(folder / "_background_noise_" / "running_tap.wav", 2)
+    write_wave(folder / "_background_noise_" / "white_noise.wav", 2)
+    (folder / "testing_list.txt").write_text("up/x_nohash_0.wav\n")
+    (folder / "validation_list.txt").write_text("go/y_nohash_0.wav\n")
+    for name in ("up/x_nohash_0.wav", "go/y_nohash_0.wav", "cat/z_nohash_0.wav"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    monkeypatch.setenv("STUDY_DATA", str(tmp_path))
+    return folder
+
+
+def test_speech_commands_on_disk_is_read_by_the_lists(small_set):
+    words = speech_commands("study")
+    assert words.name.startswith("speech_commands_v2-other-")
+    assert [len(p) for p in (words.train, words.validation, words.test)] == [
+        3527,
+        455,
+        520,
+    ]
+    assert words.classes == sorted(speech.NINE_WORDS)
+    assert words.train.x.dtype == torch.int16
+    assert words.train.x.shape[1] == SAMPLE_RATE
+    assert words.test.names[0].split("/")[0] == words.classes[words.test.y[0]]
+    assert set(words.train_noise) == {"white_noise"}
+    assert set(words.test_noise) == {"running_tap"}
+
+
+def test_the_full_profile_takes_all_words_by_the_sets_own_lists(small_set):
+    words = speech_commands("full")
+    assert len(words.classes) == 10
+    assert words.test.names == ["up/x_nohash_0.wav"]
+    assert words.validation.names == ["go/y_nohash_0.wav"]
+    assert "cat/z_nohash_0.wav" in words.train.names
+
+
+def test_missing_clips_stop_the_day(small_set):
+    for path in list((small_set / "up").iterdir()):
+        path.unlink()
+    with pytest.raises(data.DataError, match="are not in"):
+        speech_commands("study")
+
+
+def test_known_copies_are_known_by_their_clips(small_set, tmp_path):
+    assert data.is_here("speech_commands")
+    old = small_set.rename(small_set.with_name("speech_commands_v0.01"))
+    assert data.identify("speech_commands").startswith("speech_commands_v1-other-")
+    assert data.speech_commands_folder(tmp_path) == old
+    assert data.speech_commands_folder(tmp_path / "nowhere") is None
+
+
+def test_clips_keep_names_and_speakers_when_some_are_taken():
+    clips = Clips(
+        torch.arange(6).view(3, 2),
+        torch.tensor([0, 1, 2]),
+        ["a", "b", "c"],
+        ["x", "y", "z"],
+    )
+    part = clips.take(torch.tensor([2, 0]))
+    assert part.names == ["c", "a"]
+    assert part.speakers == ["z", "x"]
+    assert clips.take(clips.y > 0).names == ["b", "c"]
+    assert clips.take(slice(0, 1)).speakers == ["x"]
+
+
+def test_the_bundled_words_are_a_set():
+    words = speech_commands("quick")
+    assert words.name == "sample-words"
+    assert len(words.classes) == 12
+    voices = [set(p.speakers) for p in (words.train, words.validation, words.test)]
+    assert [len(v) for v in voices] == [38, 8, 8]
+    assert not voices[0] & voices[1] | voices[0] & voices[2] | voices[1] & voices[2]
+    loud = words.train.x.abs().amax(1).float() / 32768
+    assert loud.min() > 0.2
+    assert loud.max() <= 1
+    assert len(words.train) == 38 * 12
+
+
+def test_the_bundled_sentences_have_texts_and_voices():
+    index, samples = read_sample("sentences")
+    assert len(index) == 150
+    assert len({row["text"] for row in index}) == 150
+    assert len({row["voice"] for row in index}) == 15
+    for row in index:
+        start, length = int(row["start"]), int(row["length"])
+        assert 1.0 < length / SAMPLE_RATE < 8
+        assert np.abs(samples[start : start + length]).max() > 3000
+    files = list(speech.SAMPLE.glob("*.ogg"))
+    assert sum(f.stat().st_size for f in files) < 8e6
+
+
+@pytest.mark.parametrize("front", [LogMel(40), MFCC(40, deltas=1), LearnedFrontEnd(64)])
+@pytest.mark.parametrize(
+    "network", [CNN2d, TCResNet, lambda c: TCResNet(c, 2.0, separable=True)]
+)
+def test_every_front_end_fits_every_network(front, network):
+    model = KeywordNet(front, network(front.out_channels), 9, 0.1, (20, 6))
+    for wave in (torch.zeros(3, 16000, dtype=torch.int16), torch.randn(3, 9000)):
+        assert model(wave).shape == (3, 9)
+
+
+def test_tc_resnet8_has_the_papers_size():
+    size = count_parameters(KeywordNet(LogMel(40), TCResNet(40), 12))
+    assert 60_000 < size < 70_000  # 66 thousand
+
+
+def test_int16_and_float_waves_are_the_same_sound():
+    model = KeywordNet(LogMel(40), TCResNet(40), 9).eval()
+    x = (torch.randn(2, 16000) * 3000).to(torch.int16)
+    torch.testing.assert_close(model(x), model(x.float() / 32768))
+
+
+def test_spec_augment_works_in_training_only():
+    torch.manual_seed(0)
+    model = KeywordNet(LogMel(40), TCResNet(40), 9, masks=(30, 10)).eval()
+    x = torch.randn(2, 16000)
+    assert torch.equal(model(x), model(x))
+    model.train()
+    model.normalise.eval()
+    for m in model.network.modules():
+        m.training = False
+    assert not torch.equal(model(x), model(x))
+
+
+def test_the_real_set_when_it_is_here(pytestconfig):
+    if not data.is_here("speech_commands"):
+        pytest.skip("Speech Commands is not on this machine")
+    words = speech_commands("study")
+    assert len(words.test) >= 500
+    assert words.train.x.abs().amax(1).float().median() > 3000

@@ -1,0 +1,140 @@
+"""Day 8's search: how to train Day 7's network. `python -m utils sweep --day 8`."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+
+import optuna
+import torch
+from optuna.trial import Trial
+from torch import nn
+
+from .. import days, tuning
+from ..data import Batches
+from ..device import pick_device, seed_everything
+from ..features import LogMel
+from ..keywords import augmentation
+from ..logger import RunLogger
+from ..models.keywords import KeywordNet, TCResNet
+from ..speech import Words, speech_commands
+from ..training import evaluate, fit
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "ReLU": nn.ReLU,
+    "LeakyReLU": nn.LeakyReLU,
+    "GELU": nn.GELU,
+    "SiLU": nn.SiLU,
+}
+BUDGET = {
+    "quick": {"trials": 4, "epochs": 2},
+    "study": {"trials": 24, "epochs": 12},
+    "full": {"trials": 100, "epochs": 30},
+}
+"""Trials of each of the two studies, and epochs of a trial that is not pruned."""
+COLUMNS = (
+    "sampler", "trial", "state", "lr", "batch_size", "activation", "width", "dropout",
+    "strength", "final_loss", "val_loss", "val_accuracy", "accuracy", "grad_norm", "epochs",
+    "n_params",
+)  # fmt: skip
+
+
+def suggest(trial: Trial) -> dict:
+    """The space: what a trial draws."""
+    return {
+        "lr": trial.suggest_float("lr", 1e-3, 5e-2, log=True),
+        "batch_size": trial.suggest_categorical("batch_size", [32, 64, 128, 256]),
+        "activation": trial.suggest_categorical("activation", list(ACTIVATIONS)),
+        "width": trial.suggest_categorical("width", [1.0, 1.5, 2.0, 3.0]),
+        "dropout": trial.suggest_float("dropout", 0.0, 0.5),
+        "strength": trial.suggest_float("strength", 0.0, 1.5),
+    }
+
+
+def build(words: Words, settings: dict, device: torch.device) -> KeywordNet:
+    """The network of these settings, SpecAugment of their strength included."""
+    masks = (round(25 * settings["strength"]), round(8 * settings["strength"]))
+    network = TCResNet(40, settings["width"], ACTIVATIONS[settings["activation"]])
+    model = KeywordNet(
+        LogMel(40), network, len(words.classes), settings["dropout"], masks
+    )
+    return model.to(device)
+
+
+def train(
+    words: Words, settings: dict, epochs: int, seed: int, run=None, stop=None, bar=True
+):
+    """One training by these settings; returns the model and its history."""
+    device = words.train.y.device
+    seed_everything(seed)
+    model = build(words, settings, device)
+    augment = augmentation(words.train_noise, settings["strength"])
+    size = min(settings["batch_size"], len(words.train))
+    batches = Batches(words.train, size, seed=seed, augment=augment)
+    optimizer = torch.optim.AdamW(model.parameters(), settings["lr"], weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings["lr"], epochs * len(batches)
+    )
+    history = fit(
+        model, batches, optimizer, epochs=epochs, scheduler=schedule, mixed=True, run=run,
+        loss_fn=nn.CrossEntropyLoss(label_smoothing=0.1), stop=stop, bar=bar,
+        validate=lambda m: evaluate(m, words.validation), label="training",
+    )  # fmt: skip
+    return model, history
+
+
+def objective(log: RunLogger, words: Words, sampler: str, epochs: int) -> Callable:
+    """A function of a trial: trains, leaves a row, and returns the validation accuracy."""
+
+    def run_trial(trial: Trial) -> float:
+        settings = suggest(trial)
+        pruned = False
+
+        def stop(numbers) -> bool:
+            nonlocal pruned
+            # accuracy comes in steps of a clip: the loss parts what is equal
+            value = numbers["val_accuracy"] - 0.01 * numbers["val_loss"]
+            trial.report(value, numbers["epoch"])
+            last = numbers["epoch"] == epochs
+            pruned = not last and trial.should_prune()
+            return pruned
+
+        with log.run(
+            role="sweep", sampler=sampler, trial=trial.number, **settings
+        ) as run:
+            model, history = train(
+                words, settings, epochs, seed=0, run=run, stop=stop, bar=False
+            )
+            last = history.epochs[-1]
+            size = sum(p.numel() for p in model.parameters())
+            run.result(final_loss=last["train_loss"], grad_norm=last["grad_norm"])
+            run.result(val_loss=last["val_loss"], val_accuracy=last["val_accuracy"])
+            run.result(state="pruned" if pruned else "complete", epochs=last["epoch"])
+            run.result(n_params=size)
+        if pruned:
+            raise optuna.TrialPruned
+        return last["val_accuracy"] - 0.01 * last["val_loss"]
+
+    return run_trial
+
+
+def study_path(profile: str, sampler: str):
+    """The journal file of one study."""
+    return days.runs(profile, days.get(8).name, f"{sampler}.journal")
+
+
+def work(profile: str, trials: int | None = None) -> None:
+    """One worker: fills the study of blind search, then that of TPE, each with the same budget."""
+    if os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(max(1, math.floor(float(os.environ["OMP_NUM_THREADS"]))))
+    device, budget = pick_device(), BUDGET[profile]
+    words = speech_commands(profile).to(device)
+    log = RunLogger(8, profile, words.name, device, COLUMNS)
+    for sampler in tuning.SAMPLERS:
+        tuning.search(
+            study_path(profile, sampler),
+            objective(log, words, sampler, budget["epochs"]),
+            trials or budget["trials"],
+            sampler,
+        )

@@ -1,0 +1,145 @@
+"""Searches that can be stopped and shared: thin over Optuna, one journal file per study.
+
+A study lives in `runs/<profile>/<day>/<name>.journal`. Any number of workers on any number of nodes
+that see this file join it; kill one at any moment and at most its running trial is lost, which the next
+worker to start on that machine puts back into the queue.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+from filelock import FileLock
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "tpe": lambda seed: optuna.samplers.TPESampler(
+        seed=seed, n_startup_trials=8, multivariate=True, constant_liar=True
+    ),
+}
+"""Ways to choose the next trial: blindly, or by a density of good and bad ones (Bergstra et al., 2011)."""
+
+
+def open_study(path: Path, direction: str = "maximize") -> optuna.Study:
+    """The study in this journal file, made where it is not there yet. The file's stem is its name."""
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(
+        study_name=path.stem,
+        storage=JournalStorage(JournalFileBackend(str(path))),
+        direction=direction,
+        load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=6, n_warmup_steps=3),
+    )
+
+
+def worker_name() -> str:
+    """`host:pid:start`: a process that can be told from any other, also after a reboot."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+
+
+def _started(pid: int) -> str:
+    """When the process began, in clock ticks since boot; empty where it is not there or not Linux."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def is_dead(worker: str) -> bool:
+    """Whether this worker ran on this machine and runs no more. Of another machine one cannot know: False."""
+    host, _, rest = worker.partition(":")
+    pid, _, started = rest.partition(":")
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return bool(started) and _started(int(pid)) != started
+
+
+def put_back(study: optuna.Study) -> list[int]:
+    """Trials whose worker was killed become failed and are queued again, once; returns their numbers."""
+    lost = [
+        t
+        for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        if is_dead(t.user_attrs.get("worker", ""))
+    ]
+    for trial in lost:
+        study.tell(trial.number, state=TrialState.FAIL)
+        if trial.params:
+            study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
+    return [t.number for t in lost]
+
+
+def search(
+    path: Path,
+    objective: Callable[[Trial], float],
+    trials: int,
+    sampler: str = "tpe",
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+    catch: tuple[type[Exception], ...] = (FloatingPointError,),
+) -> optuna.Study:
+    """Work on the study until it has `trials` finished (complete or pruned) or running trials.
+
+    Trial k is drawn by a sampler seeded with `seed + k`, so a search that was stopped goes on as it
+    would have, and two workers draw different trials. `objective(trial)` returns the value or raises
+    `optuna.TrialPruned`; exceptions in `catch` (a diverged training) make a failed trial, others end
+    the worker. Raises ValueError for an unknown sampler.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler {sampler!r}: write one of {', '.join(SAMPLERS)}")
+    study = open_study(path)
+    lock = FileLock(str(path.with_name(f".{path.name}.draw.lock")))
+    while True:
+        with lock:  # count and draw at once: two workers never take one place
+            for number in put_back(study):
+                say(
+                    f"{path.stem}: trial {number} was lost with its worker; queued again"
+                )
+            every = study.get_trials(deepcopy=False)
+            taken = sum(t.state in (*DONE, TrialState.RUNNING) for t in every)
+            failed = sum(
+                t.state == TrialState.FAIL and "diverged" in t.user_attrs for t in every
+            )
+            if taken + failed >= trials:
+                return study
+            study.sampler = SAMPLERS[sampler](seed + len(every))
+            trial = study.ask()
+            trial.set_user_attr("worker", worker_name())
+        say(
+            f"{path.stem}: trial {trial.number} begins ({taken + failed} of {trials} taken)"
+        )
+        try:
+            study.tell(trial, objective(trial))
+        except optuna.TrialPruned:
+            study.tell(trial, state=TrialState.PRUNED)
+        except catch as error:
+            trial.set_user_attr("diverged", str(error)[:200])
+            study.tell(trial, state=TrialState.FAIL)
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Complete and pruned trials, in the order of their numbers."""
+    return study.get_trials(deepcopy=False, states=DONE)
+
+
+def best_so_far(values: list[float]) -> list[float]:
+    """The largest value up to each trial: the curve by which two searches are compared."""
+    out: list[float] = []
+    for value in values:
+        out.append(max(value, out[-1]) if out else value)
+    return out
