@@ -3,11 +3,14 @@ PYTHON   ?= python3.11
 PROFILE  ?= study
 DAY      ?= 1
 TASK     ?= all
+WORKERS  ?= 1
+ENGINE   ?=
+BASE     ?=
 PIP_ARGS ?=
 VENV      = .venv
 PY        = $(VENV)/bin/python
 
-.PHONY: run test lab day fetch bench summary doctor clean help
+.PHONY: run test lab day fetch sweep bench summary doctor container clean help
 
 run: $(VENV)/.installed        ## all days that exist, quick profile, offline, ends with a table
 	@$(PY) -m utils run --profile quick
@@ -19,12 +22,16 @@ day: $(VENV)/.installed        ## one day: make day DAY=2 PROFILE=study
 	@$(PY) -m utils run --days $(DAY) --profile $(PROFILE)
 fetch: $(VENV)/.installed      ## the data of one day: make fetch DAY=2
 	@$(PY) -m utils fetch --day $(DAY)
+sweep: $(VENV)/.installed      ## a day's search, by several workers: make sweep DAY=8 WORKERS=2
+	@$(PY) -m utils sweep --day $(DAY) --profile $(PROFILE) --workers $(WORKERS)
 bench: $(VENV)/.installed      ## our way against the stock way: make bench TASK=mnist
 	@$(PY) -m utils bench $(TASK)
 summary: $(VENV)/.installed    ## put the figures of the CSVs into README and notes
 	@$(PY) -m utils summary
 doctor: $(VENV)/.installed     ## is everything here? OK or FAIL with the mend
 	@$(PY) -m utils doctor
+container:                     ## build the image: make container ENGINE=podman (see containers/README.md)
+	@$(PYTHON) -m utils container --engine "$(ENGINE)" --base "$(BASE)"
 clean:                         ## back to a fresh clone (data/ and .venv stay)
 	@git clean -fdXq --exclude='!/data/' --exclude='!.venv/'
 help:                          ## this list

@@ -207,8 +207,15 @@ def test_mfcc_is_torchaudios():
         SAMPLE_RATE,
         40,
         log_mels=True,
-        melkwargs={"n_fft": 512, "win_length": 400, "hop_length": 160, "f_min": 20, "n_mels": 64, "pad_mode": "constant"},
-    )(wave)  # fmt: skip
+        melkwargs={
+            "n_fft": 512,
+            "win_length": 400,
+            "hop_length": 160,
+            "f_min": 20,
+            "n_mels": 64,
+            "pad_mode": "constant",
+        },
+    )(wave)
     assert (MFCC(40)(wave) - theirs).abs().max() < 1e-3
 
 

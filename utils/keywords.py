@@ -29,7 +29,7 @@ def as_float(wave: torch.Tensor) -> torch.Tensor:
 
 
 def augmentation(
-    noises: Mapping[str, torch.Tensor], strength: float = 1.0, noisy: float = 0.4
+    noises: Mapping[str, torch.Tensor], strength: float = 1.0, noisy: float = 0.3
 ) -> Augment:
     """Speed, shift and noise on a whole batch, scaled by one number; 0 is no change.
 

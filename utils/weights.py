@@ -54,4 +54,3 @@ def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
     model.load_state_dict(state)
     card = path.with_suffix(".json")
     return json.loads(card.read_text(encoding="utf-8")) if card.exists() else {}
-

@@ -34,31 +34,35 @@ class LearnedFrontEnd(nn.Module):
 
 
 class CNN2d(nn.Module):
-    """The spectrogram as an image: four 3 x 3 convolutions, each halved by pooling, mean over time.
+    """The spectrogram as an image: a 5 x 5 convolution with stride 2, three of 3 x 3, each halved by pooling.
 
-    `(batch, channels, frames)` to `(batch, out_features)`.
+    `(batch, channels, frames)` to `(batch, out_features)`: mean over time, the frequencies stay apart.
+    A filter may move in frequency, so a higher voice is the same picture a little further up.
     """
 
     def __init__(
-        self, channels: int, width: int = 16, activation: Activation = nn.ReLU
+        self, channels: int, width: int = 24, activation: Activation = nn.ReLU
     ) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        before = 1
-        for after in (width, 2 * width, 3 * width, 4 * width):
+        layers: list[nn.Module] = [
+            nn.Conv2d(1, width, 5, stride=2, padding=2, bias=False),
+            nn.BatchNorm2d(width),
+            activation(),
+        ]
+        for before, after in ((1, 2), (2, 3), (3, 4)):
             layers += [
-                nn.Conv2d(before, after, 3, padding=1, bias=False),
+                nn.Conv2d(before * width, after * width, 3, padding=1, bias=False),
                 nn.MaxPool2d(2),
-                nn.BatchNorm2d(after),
+                nn.BatchNorm2d(after * width),
                 activation(),
             ]
-            before = after
-        self.layers = nn.Sequential(*layers)
-        self.out_features = before * (channels // 16)
+        layers = nn.Sequential(*layers)
+        self.layers = layers.to(memory_format=torch.channels_last)
+        self.out_features = 4 * width * (channels // 16)
 
     def forward(self, features: Tensor) -> Tensor:
-        maps = self.layers(features.unsqueeze(1))
-        return maps.mean(3).flatten(1)
+        image = features.unsqueeze(1).contiguous(memory_format=torch.channels_last)
+        return self.layers(image).mean(3).flatten(1)
 
 
 class ResidualBlock(nn.Module):

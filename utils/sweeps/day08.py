@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import optuna
 import torch
@@ -17,7 +15,7 @@ from ..device import pick_device, seed_everything
 from ..features import LogMel
 from ..keywords import augmentation
 from ..logger import RunLogger
-from ..models.keywords import KeywordNet, TCResNet
+from ..models.keywords import CNN2d, KeywordNet
 from ..speech import Words, speech_commands
 from ..training import evaluate, fit
 
@@ -29,7 +27,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 BUDGET = {
     "quick": {"trials": 4, "epochs": 2},
-    "study": {"trials": 24, "epochs": 12},
+    "study": {"trials": 22, "epochs": 10},
     "full": {"trials": 100, "epochs": 30},
 }
 """Trials of each of the two studies, and epochs of a trial that is not pruned."""
@@ -46,7 +44,7 @@ def suggest(trial: Trial) -> dict:
         "lr": trial.suggest_float("lr", 1e-3, 5e-2, log=True),
         "batch_size": trial.suggest_categorical("batch_size", [32, 64, 128, 256]),
         "activation": trial.suggest_categorical("activation", list(ACTIVATIONS)),
-        "width": trial.suggest_categorical("width", [1.0, 1.5, 2.0, 3.0]),
+        "width": trial.suggest_categorical("width", [8, 12, 16, 24]),
         "dropout": trial.suggest_float("dropout", 0.0, 0.5),
         "strength": trial.suggest_float("strength", 0.0, 1.5),
     }
@@ -54,10 +52,10 @@ def suggest(trial: Trial) -> dict:
 
 def build(words: Words, settings: dict, device: torch.device) -> KeywordNet:
     """The network of these settings, SpecAugment of their strength included."""
-    masks = (round(25 * settings["strength"]), round(8 * settings["strength"]))
-    network = TCResNet(40, settings["width"], ACTIVATIONS[settings["activation"]])
+    masks = (round(20 * settings["strength"]), round(8 * settings["strength"]))
+    network = CNN2d(64, settings["width"], ACTIVATIONS[settings["activation"]])
     model = KeywordNet(
-        LogMel(40), network, len(words.classes), settings["dropout"], masks
+        LogMel(64), network, len(words.classes), settings["dropout"], masks
     )
     return model.to(device)
 
@@ -84,8 +82,16 @@ def train(
     return model, history
 
 
+def score(numbers: Mapping[str, float]) -> float:
+    """What the search maximises: validation accuracy less a tenth of the loss.
+
+    455 clips give accuracy in steps of 0.2 points; the loss parts what is equal.
+    """
+    return numbers["val_accuracy"] - 0.1 * numbers["val_loss"]
+
+
 def objective(log: RunLogger, words: Words, sampler: str, epochs: int) -> Callable:
-    """A function of a trial: trains, leaves a row, and returns the validation accuracy."""
+    """A function of a trial: trains, leaves a row, and returns its score."""
 
     def run_trial(trial: Trial) -> float:
         settings = suggest(trial)
@@ -93,9 +99,7 @@ def objective(log: RunLogger, words: Words, sampler: str, epochs: int) -> Callab
 
         def stop(numbers) -> bool:
             nonlocal pruned
-            # accuracy comes in steps of a clip: the loss parts what is equal
-            value = numbers["val_accuracy"] - 0.01 * numbers["val_loss"]
-            trial.report(value, numbers["epoch"])
+            trial.report(score(numbers), numbers["epoch"])
             last = numbers["epoch"] == epochs
             pruned = not last and trial.should_prune()
             return pruned
@@ -114,7 +118,7 @@ def objective(log: RunLogger, words: Words, sampler: str, epochs: int) -> Callab
             run.result(n_params=size)
         if pruned:
             raise optuna.TrialPruned
-        return last["val_accuracy"] - 0.01 * last["val_loss"]
+        return score(last)
 
     return run_trial
 
@@ -126,8 +130,6 @@ def study_path(profile: str, sampler: str):
 
 def work(profile: str, trials: int | None = None) -> None:
     """One worker: fills the study of blind search, then that of TPE, each with the same budget."""
-    if os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(max(1, math.floor(float(os.environ["OMP_NUM_THREADS"]))))
     device, budget = pick_device(), BUDGET[profile]
     words = speech_commands(profile).to(device)
     log = RunLogger(8, profile, words.name, device, COLUMNS)
