@@ -13,6 +13,7 @@ debootstrap --variant=minbase --include=ca-certificates,libssl3,libsqlite3-0,lib
   bookworm "$ROOT" "$MIRROR" >&2
 cp -a "$PREFIX"/bin/python3.11 "$ROOT"/usr/local/bin/
 cp -a "$PREFIX"/lib/. "$ROOT"/usr/local/lib/
+cp -a "$PREFIX"/include/. "$ROOT"/usr/local/include/
 # the packages of this machine's Python stay here: only the standard library and pip go along
 find "$ROOT"/usr/local/lib/python3.11/site-packages -mindepth 1 -maxdepth 1 ! -name 'pip*' ! -name 'setuptools*' -exec rm -rf {} +
 ln -s python3.11 "$ROOT"/usr/local/bin/python3

@@ -6,6 +6,11 @@ from collections.abc import Callable, Mapping
 
 import optuna
 import torch
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+)
 from optuna.trial import Trial
 from torch import nn
 
@@ -34,19 +39,28 @@ BUDGET = {
 COLUMNS = (
     "sampler", "trial", "state", "lr", "batch_size", "activation", "width", "dropout",
     "strength", "final_loss", "val_loss", "val_accuracy", "accuracy", "grad_norm", "epochs",
-    "n_params",
+    "n_params", "val_curve",
 )  # fmt: skip
 
 
+SPACE: dict[str, BaseDistribution] = {
+    "lr": FloatDistribution(1e-3, 5e-2, log=True),
+    "batch_size": CategoricalDistribution([32, 64, 128, 256]),
+    "activation": CategoricalDistribution(list(ACTIVATIONS)),
+    "width": CategoricalDistribution([8, 12, 16, 24]),
+    "dropout": FloatDistribution(0.0, 0.5),
+    "strength": FloatDistribution(0.0, 1.5),
+}
+"""What may vary. `strength` scales Day 7's augmentations, SpecAugment included; 1 is Day 7's."""
+
+
 def suggest(trial: Trial) -> dict:
-    """The space: what a trial draws."""
+    """What a trial draws from the space; numbers of four digits, so that the table's row is the whole truth."""
     return {
-        "lr": trial.suggest_float("lr", 1e-3, 5e-2, log=True),
-        "batch_size": trial.suggest_categorical("batch_size", [32, 64, 128, 256]),
-        "activation": trial.suggest_categorical("activation", list(ACTIVATIONS)),
-        "width": trial.suggest_categorical("width", [8, 12, 16, 24]),
-        "dropout": trial.suggest_float("dropout", 0.0, 0.5),
-        "strength": trial.suggest_float("strength", 0.0, 1.5),
+        name: float(f"{trial.suggest_float(name, d.low, d.high, log=d.log):.4g}")
+        if isinstance(d, FloatDistribution)
+        else trial.suggest_categorical(name, d.choices)
+        for name, d in SPACE.items()
     }
 
 
@@ -115,7 +129,8 @@ def objective(log: RunLogger, words: Words, sampler: str, epochs: int) -> Callab
             run.result(final_loss=last["train_loss"], grad_norm=last["grad_norm"])
             run.result(val_loss=last["val_loss"], val_accuracy=last["val_accuracy"])
             run.result(state="pruned" if pruned else "complete", epochs=last["epoch"])
-            run.result(n_params=size)
+            curve = " ".join(f"{v:.4f}" for v in history.column("val_accuracy"))
+            run.result(n_params=size, val_curve=curve)
         if pruned:
             raise optuna.TrialPruned
         return score(last)
