@@ -155,7 +155,7 @@ SPEECH_COMMANDS_V1_9W = (
 SOURCES = {
     "mnist": Source(
         name="mnist",
-        days=(2, 3),
+        days=(2, 3, 6),
         files=(
             _mnist(
                 "train-images-idx3-ubyte.gz",

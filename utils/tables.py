@@ -107,6 +107,9 @@ QUESTIONS = {
     3: "What does a convolution see, and does the activation matter?",
     4: "Which knob helps by how much, and is that more than noise?",
     5: "How does one see what a training does, and what ails it?",
+    6: "Where does my code run, and does the GPU really work?",
+    7: "How does a wave become a word, also for a stranger?",
+    8: "Did the search find anything beyond luck?",
 }
 """The question that each day answers."""
 

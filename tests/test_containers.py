@@ -1,0 +1,256 @@
+"""The two definitions install and set the same; the scripts are sound; the build command is right."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from utils.cli import container, main
+
+ROOT = Path(__file__).resolve().parent.parent
+HERE = ROOT / "containers"
+
+
+def dockerfile() -> list[tuple[str, str]]:
+    """(instruction, rest) of each step, continued lines joined."""
+    text = (HERE / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [x for x in text.splitlines() if x.strip() and not x.startswith("#")]
+    return [tuple(x.split(None, 1)) for x in lines]
+
+
+def definition() -> dict[str, str]:
+    """The header and the sections of study.def."""
+    text = (HERE / "study.def").read_text(encoding="utf-8")
+    parts = re.split(r"^%(\w+)\s*$", text, flags=re.M)
+    return {"header": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def steps(kind: str) -> list[str]:
+    return [rest for name, rest in dockerfile() if name == kind]
+
+
+def test_both_start_from_the_same_base():
+    base = dict(a.split("=", 1) for a in steps("ARG"))["BASE"]
+    assert steps("FROM") == ["${BASE}"]
+    header = dict(re.findall(r"^(\w+):\s*(\S+)", definition()["header"], re.M))
+    assert header["Bootstrap"] == "docker"
+    assert base == f"docker.io/library/{header['From']}"
+
+
+def test_both_copy_the_same_files_and_run_the_same_script():
+    (copied,) = steps("COPY")
+    *sources, target = copied.split()
+    pairs = [line.split() for line in definition()["files"].strip().splitlines()]
+    assert sorted(sources) == sorted(source for source, _ in pairs)
+    assert all(to == target + Path(source).name for source, to in pairs)
+    assert all((ROOT / source).is_file() for source in sources)
+    run = definition()["post"].strip()
+    assert run in steps("RUN")
+
+
+def test_both_take_their_environment_from_one_file():
+    entry = (HERE / "entrypoint.sh").read_text()
+    assert ". /opt/study/environment.sh" in entry
+    assert definition()["environment"].strip() == ". /opt/study/environment.sh"
+    assert "/opt/study/entrypoint.sh" in steps("ENTRYPOINT")[0]
+    assert "/opt/study/entrypoint.sh" in definition()["runscript"]
+    for name, value in (e.split("=") for e in steps("ENV")):
+        assert f"export {name}={value}" in (HERE / "environment.sh").read_text()
+
+
+def test_both_do_the_same_without_a_command_and_carry_the_same_labels():
+    words = re.findall(r'"([^"]+)"', steps("CMD")[0])
+    assert "set -- " + " ".join(words) in definition()["runscript"]
+    mine = dict(re.findall(r'(org\S+)="([^"]+)"', steps("LABEL")[0]))
+    theirs = dict(
+        line.strip().split(None, 1)
+        for line in definition()["labels"].strip().splitlines()
+    )
+    assert mine == theirs
+
+
+def test_the_image_is_not_roots_and_is_asked_for_its_health():
+    assert steps("USER") == ["study"]
+    assert "doctor" in steps("HEALTHCHECK")[0]
+
+
+def test_every_requirement_file_is_installed_with_its_constraints():
+    script = (HERE / "install.sh").read_text()
+    assert "-r requirements.txt -c constraints.txt" in script
+    assert "--no-deps -r requirements-nodeps.txt" in script
+
+
+def test_only_what_the_build_needs_reaches_the_engine():
+    lines = (ROOT / ".dockerignore").read_text().split("\n")
+    allowed = {x[1:] for x in lines if x.startswith("!")}
+    assert "*" in lines
+    (copied,) = steps("COPY")
+    assert allowed == set(copied.split()[:-1])
+
+
+@pytest.mark.parametrize("script", sorted(HERE.rglob("*.s*")), ids=lambda p: p.name)
+def test_scripts_parse(script):
+    if script.suffix not in (".sh", ".sbatch"):
+        pytest.skip("not a shell script")
+    shell = "bash" if script.suffix == ".sbatch" else "sh"
+    done = subprocess.run([shell, "-n", str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def environment(tmp_path, **given):
+    """What environment.sh leaves, started from an environment of these variables alone."""
+    done = subprocess.run(
+        ["sh", "-c", f". {HERE / 'environment.sh'} && env"],
+        env={"PATH": os.environ["PATH"], **given},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(x.split("=", 1) for x in done.stdout.splitlines() if "=" in x)
+
+
+def test_the_environment_needs_no_home(tmp_path):
+    found = environment(tmp_path, STUDY_CACHE=str(tmp_path / "c"), HOME="/nonexistent")
+    assert found["PYTHONNOUSERSITE"] == "1"
+    for name in ("HF_HOME", "TORCH_HOME", "MPLCONFIGDIR", "IPYTHONDIR", "JUPYTER_CONFIG_DIR",
+                 "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):  # fmt: skip
+        assert found[name].startswith(str(tmp_path / "c"))
+    assert (tmp_path / "c").is_dir()
+    assert "HF_HUB_OFFLINE" not in found
+
+
+def test_compute_nodes_ask_no_hub_and_own_wishes_stand(tmp_path):
+    mine = {"STUDY_CACHE": str(tmp_path), "SLURM_JOB_ID": "7", "HF_HOME": "/mine"}
+    found = environment(tmp_path, **mine)
+    assert found["HF_HUB_OFFLINE"] == "1"
+    assert found["HF_HOME"] == "/mine"
+    assert environment(tmp_path, **mine, HF_HUB_OFFLINE="0")["HF_HUB_OFFLINE"] == "0"
+
+
+def test_the_entry_point_runs_its_command_within_that_environment(tmp_path):
+    script = (HERE / "entrypoint.sh").read_text().replace("/opt/study", str(HERE))
+    (tmp_path / "entry.sh").write_text(script)
+    done = subprocess.run(
+        [
+            "sh",
+            str(tmp_path / "entry.sh"),
+            "sh",
+            "-c",
+            "echo $1 $PYTHONNOUSERSITE",
+            "-",
+            "a b",
+        ],
+        env={"PATH": os.environ["PATH"], "STUDY_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "a b 1\n"
+
+
+def test_build_commands():
+    docker = container.build_command("docker", "", "", [])
+    assert docker == [
+        "docker",
+        "build",
+        "-f",
+        "containers/Dockerfile",
+        "-t",
+        "study:latest",
+        ".",
+    ]
+    buildah = container.build_command(
+        "buildah", "local/base", "x", ["--isolation=chroot"]
+    )
+    assert buildah[:4] == ["buildah", "bud", "--format", "docker"]
+    assert "BASE=local/base" in buildah
+    assert buildah[-2:] == ["--isolation=chroot", "."]
+    sif = container.build_command("apptainer", "", "", [])
+    assert sif == ["apptainer", "build", "study.sif", "containers/study.def"]
+    with pytest.raises(ValueError, match="From:"):
+        container.build_command("apptainer", "local/base", "", [])
+
+
+def test_no_engine_says_what_to_do(monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    assert main(["container"]) == 2
+    assert "is not installed here" in capsys.readouterr().err
+    assert main(["container", "--engine", "lxc"]) == 2
+    assert "ENGINE=lxc is unknown" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_seen_before_the_build(monkeypatch, capsys):
+    monkeypatch.setattr(container, "find_engine", lambda wish: "podman")
+    usage = shutil.disk_usage("/")._replace(free=3 * 10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert main(["container"]) == 2
+    assert "APPTAINER_TMPDIR" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    not any(shutil.which(e) for e in ("podman", "buildah", "docker")),
+    reason="no container engine on this machine",
+)
+def test_an_engine_that_is_here_reads_the_dockerfile(tmp_path):
+    """The build begins, finds its base missing (no registry, no such image), and says so."""
+    engine = next(e for e in ("buildah", "podman", "docker") if shutil.which(e))
+    if subprocess.run([engine, "info"], capture_output=True).returncode:
+        pytest.skip(f"{engine} is installed but does not run here")
+    command = container.build_command(engine, "localhost/no-such-base:0", "none", [])
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0
+    assert "no-such-base" in done.stdout + done.stderr
+
+
+def test_a_killed_day_goes_on(tmp_path, monkeypatch):
+    """`run --resume`: a finished run is loaded, not trained again, and the states are gone at the end."""
+    import torch
+
+    from utils import days
+    from utils.cli.run import execute_resuming
+    from utils.data import Batches, Part
+    from utils.logger import RunLogger
+    from utils.training import fit
+
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
+    seen = []
+
+    def day_of_two_runs(day, profile):
+        log = RunLogger(2, "quick", "sample-x", torch.device("cpu"), ("lr", "accuracy"))
+        x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+        part = Part(x, (x[:, 0] > 0).long())
+        for lr in (0.1, 0.2):
+            torch.manual_seed(0)
+            model = torch.nn.Linear(4, 2)
+            with log.run(lr=lr) as run:
+                optimizer = torch.optim.SGD(model.parameters(), lr)
+                started = run.checkpoint.exists()
+                fit(model, Batches(part, 16), optimizer, epochs=2, run=run, bar=False)
+            seen.append((lr, started, model.weight.detach().clone()))
+            if len(seen) == 1:
+                return outcome("FAILED")  # killed between the two
+        return outcome("ok")
+
+    def outcome(status):
+        from utils.cli.run import Outcome
+
+        return Outcome(days.get(2), status, "", 0.0, tmp_path)
+
+    monkeypatch.setattr("utils.cli.run.execute", day_of_two_runs)
+    assert execute_resuming(days.get(2), "quick").status == "FAILED"
+    assert list(tmp_path.rglob("checkpoint.pt"))
+    assert execute_resuming(days.get(2), "quick").status == "ok"
+    assert [(lr, started) for lr, started, _ in seen] == [
+        (0.1, False),
+        (0.1, True),
+        (0.2, False),
+    ]
+    assert torch.equal(seen[0][2], seen[1][2])
+    assert not list(tmp_path.rglob("checkpoint.pt"))
+    assert "STUDY_RESUME" not in os.environ
