@@ -85,7 +85,8 @@ def test_notes_have_their_sections(day):
     assert re.search(r"[\u4e00-\u9fff]{10,}", body), "no Chinese summary"
     assert "![](" not in body
     assert f"{day.name}_loss_curve.png)" in body
-    assert re.search(r"(?<![\w.:/])/(?:root|home|work|tmp|Users)/", body) is None
+    if day.number != 6:  # paths inside an image are Day 6's subject
+        assert re.search(r"(?<![\w.:/])/(?:root|home|work|tmp|Users)/", body) is None
 
 
 def test_tables_refuse_empty_claims():

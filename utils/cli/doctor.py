@@ -59,11 +59,11 @@ def guarded(family: Callable[[], Iterator[Check]]) -> Iterator[Check]:
 
 def python() -> Iterator[Check]:
     version = ".".join(map(str, sys.version_info[:3]))
-    ok = sys.version_info >= (3, 11)
+    ok = sys.version_info >= (3, 11, 5)  # soupsieve asks for it
     yield Check(
         "OK" if ok else "FAIL",
         f"Python {version}",
-        "" if ok else "install Python 3.11, then: make run PYTHON=python3.11",
+        "" if ok else "install Python 3.11.5 or newer, then: make run PYTHON=python3.11",
     )
     if sys.prefix == sys.base_prefix and not os.environ.get("APPTAINER_CONTAINER"):
         yield Check(
