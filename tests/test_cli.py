@@ -224,6 +224,8 @@ def test_makefile_installs_once_and_helps():
         "lab",
         "day",
         "fetch",
+        "sweep",
+        "container",
         "bench",
         "summary",
         "doctor",

@@ -63,7 +63,9 @@ def python() -> Iterator[Check]:
     yield Check(
         "OK" if ok else "FAIL",
         f"Python {version}",
-        "" if ok else "install Python 3.11.5 or newer, then: make run PYTHON=python3.11",
+        ""
+        if ok
+        else "install Python 3.11.5 or newer, then: make run PYTHON=python3.11",
     )
     if sys.prefix == sys.base_prefix and not os.environ.get("APPTAINER_CONTAINER"):
         yield Check(
