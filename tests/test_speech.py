@@ -82,7 +82,7 @@ def test_a_damaged_pack_says_so(tmp_path):
 
 def test_the_committed_lists_share_no_speaker_and_no_clip():
     lists = {
-        part: speech._lines(data.SPLITS / f"speech_commands_{part}.txt")
+        part: data.read_lines(data.SPLITS / f"speech_commands_{part}.txt")
         for part in ("train", "validation", "test")
     }
     assert {k: len(v) for k, v in lists.items()} == {
@@ -104,7 +104,7 @@ def small_set(tmp_path, monkeypatch):
     soundfile.write(soundfile_bytes, wave + 100, SAMPLE_RATE)
     content = soundfile_bytes.read_bytes()
     for part in ("train", "validation", "test"):
-        for name in speech._lines(data.SPLITS / f"speech_commands_{part}.txt"):
+        for name in data.read_lines(data.SPLITS / f"speech_commands_{part}.txt"):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)

@@ -232,10 +232,6 @@ SOURCES = {
         unpacked_bytes=3_500_000_000,
         prints={},
         licence="CC BY 4.0 (P. Warden, 2018)",
-        variants={
-            "v1": "speech_commands_v1-30w",
-            "copy": "speech_commands_v1-9w",
-        },
         recognise=recognise_speech_commands,
     ),
 }
@@ -453,8 +449,13 @@ def hold_out(part: Part, numbers: list[int]) -> tuple[Part, Part]:
 
 def read_split(name: str) -> list[int]:
     """The numbers of a committed list `utils/splits/NAME.txt` (one a line, `#` begins a comment)."""
-    lines = (SPLITS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
-    return [int(line) for line in lines if line and not line.startswith("#")]
+    return [int(line) for line in read_lines(SPLITS / f"{name}.txt")]
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a list on disk, without empty ones and those that begin with `#`."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 class Batches:

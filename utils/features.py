@@ -73,6 +73,11 @@ def to_mono(
     return resample(wave, rate, sample_rate)
 
 
+def as_float(wave: Tensor) -> Tensor:
+    """int16 `(..., time)` as float in -1..1; a float wave as it is."""
+    return wave if wave.is_floating_point() else wave.float() / 32768
+
+
 def resample(wave: Tensor, rate: int, target: int = SAMPLE_RATE) -> Tensor:
     """`(..., time)` from `rate` to `target` Hz by a Kaiser-windowed sinc.
 

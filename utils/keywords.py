@@ -11,6 +11,7 @@ import torch
 from .features import (
     SAMPLE_RATE,
     add_noise,
+    as_float,
     change_speed,
     fixed_length,
     noise_segments,
@@ -21,11 +22,6 @@ from .features import (
 from .models.keywords import KeywordNet
 
 Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
-
-
-def as_float(wave: torch.Tensor) -> torch.Tensor:
-    """int16 `(batch, time)` as float in -1..1."""
-    return wave if wave.is_floating_point() else wave.float() / 32768
 
 
 def augmentation(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from . import data, days
-from .data import SPLITS, DataError, Part
+from .data import SPLITS, DataError, Part, read_lines
 from .days import check_profile
 from .features import SAMPLE_RATE, fixed_length, read_audio
 from .pack import Item, pack
@@ -86,13 +86,13 @@ def speech_commands(profile: str) -> Words:
     folder = data.speech_commands_folder(data.data_root())
     if profile == "study":
         lists = {
-            p: _lines(SPLITS / f"speech_commands_{p}.txt")
+            p: read_lines(SPLITS / f"speech_commands_{p}.txt")
             for p in ("train", "validation", "test")
         }
         classes = sorted(NINE_WORDS)
     else:
         held_out = {
-            p: _lines(folder / f"{p}_list.txt") for p in ("validation", "testing")
+            p: read_lines(folder / f"{p}_list.txt") for p in ("validation", "testing")
         }
         every = sorted(
             f"{clip.parent.name}/{clip.name}" for clip in folder.glob("[!_]*/*.wav")
@@ -139,11 +139,6 @@ def packs() -> Path:
     """Where packs are written: beside the data, or under `runs/` where the data is read-only."""
     root = data.data_root()
     return (root if os.access(root, os.W_OK) else days.runs()) / "packed"
-
-
-def _lines(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [line for line in lines if line and not line.startswith("#")]
 
 
 SAMPLE = Path(__file__).parent / "sample"

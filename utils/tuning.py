@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import optuna
@@ -139,7 +140,4 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
 
 def best_so_far(values: list[float]) -> list[float]:
     """The largest value up to each trial: the curve by which two searches are compared."""
-    out: list[float] = []
-    for value in values:
-        out.append(max(value, out[-1]) if out else value)
-    return out
+    return list(accumulate(values, max))

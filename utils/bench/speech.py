@@ -21,8 +21,7 @@ from torch.nn import functional as F
 from .. import data, speech
 from ..data import Batches, Part
 from ..device import pick_device, seed_everything, synchronize
-from ..features import SAMPLE_RATE, LogMel, fixed_length, resample
-from ..keywords import as_float
+from ..features import SAMPLE_RATE, LogMel, as_float, fixed_length, resample
 from ..models.keywords import KeywordNet, TCResNet
 from . import Claim
 from .measure import Trainer, race, slowest_of_three

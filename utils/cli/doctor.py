@@ -217,7 +217,7 @@ def data_sets() -> Iterator[Check]:
             yield Check("note", f"{name} (days {which}) is not here", mend)
             continue
         found = data.identify(name)
-        known = found in (source.name, *source.variants.values())
+        known = "-other-" not in found
         folder = source.folder or next(iter(source.prints)).rsplit("/", 1)[0]
         mend = (
             f"delete {folder} in the data folder, then: make fetch DAY={source.days[0]}"

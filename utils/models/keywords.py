@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..features import spec_augment
+from ..features import as_float, spec_augment
 
 Activation = Callable[[], nn.Module]
 
@@ -160,9 +160,7 @@ class KeywordNet(nn.Module):
 
     def features(self, wave: Tensor) -> Tensor:
         """The normalised features that the network sees, `(batch, channels, frames)`."""
-        if not wave.is_floating_point():
-            wave = wave.float() / 32768
-        return self.normalise(self.front_end(wave))
+        return self.normalise(self.front_end(as_float(wave)))
 
     def forward(self, wave: Tensor) -> Tensor:
         features = self.features(wave)

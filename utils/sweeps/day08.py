@@ -20,7 +20,7 @@ from ..device import pick_device, seed_everything
 from ..features import LogMel
 from ..keywords import augmentation
 from ..logger import RunLogger
-from ..models.keywords import CNN2d, KeywordNet
+from ..models.keywords import CNN2d, KeywordNet, count_parameters
 from ..speech import Words, speech_commands
 from ..training import evaluate, fit
 
@@ -125,12 +125,11 @@ def objective(log: RunLogger, words: Words, sampler: str, epochs: int) -> Callab
                 words, settings, epochs, seed=0, run=run, stop=stop, bar=False
             )
             last = history.epochs[-1]
-            size = sum(p.numel() for p in model.parameters())
             run.result(final_loss=last["train_loss"], grad_norm=last["grad_norm"])
             run.result(val_loss=last["val_loss"], val_accuracy=last["val_accuracy"])
             run.result(state="pruned" if pruned else "complete", epochs=last["epoch"])
             curve = " ".join(f"{v:.4f}" for v in history.column("val_accuracy"))
-            run.result(n_params=size, val_curve=curve)
+            run.result(n_params=count_parameters(model), val_curve=curve)
         if pruned:
             raise optuna.TrialPruned
         return score(last)
