@@ -25,10 +25,12 @@ from utils.features import (
     delta,
     mel_filterbank,
     noise_segments,
+    play_at,
     read_audio,
     resample,
     spec_augment,
     time_shift,
+    to_level,
     to_mono,
 )
 
@@ -349,6 +351,25 @@ def test_speed_changes_pitch_and_keeps_the_length():
     assert peaks.max() <= 1210
     assert peaks.max() - peaks.min() > 50
     assert torch.equal(change_speed(tone, gen(), 0.0), tone)
+
+
+def test_one_speed_is_one_pitch():
+    tone = torch.from_numpy(sine(1000))[None]
+    assert torch.equal(play_at(tone, 1.0), tone)
+    fast = play_at(tone, 1.25)
+    assert fast.shape == tone.shape
+    assert not fast[:, 12_800:].any()  # filled with zeros
+    assert torch.fft.rfft(fast[:, :12_000]).abs().argmax() * 4 / 3 == pytest.approx(
+        1250, abs=2
+    )
+
+
+def test_one_level_for_loud_soft_and_silent():
+    wave = torch.from_numpy(sine(300))[None]
+    out = to_level(torch.cat([wave, 0.001 * wave, 0 * wave]), -20.0)
+    rms = out.square().mean(1).sqrt()
+    torch.testing.assert_close(rms, torch.tensor([0.1, 0.1, 0.0]))
+    torch.testing.assert_close(out[0], out[1])
 
 
 def test_spec_augment_hides_bands_within_its_limits():

@@ -337,5 +337,10 @@ def test_a_row_says_which_code_it_comes_from(tmp_path, monkeypatch):
     assert len(clean) == 10
     (tmp_path / "table.csv").write_text("a run wrote this\n")
     assert logger.code_commit() == clean
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "a table")
+    assert logger.code_commit() != clean
+    assert logger.code_commit(last_change=True) == clean
+    clean = logger.code_commit()
     (tmp_path / "utils" / "a.py").write_text("a = 2\n")
     assert logger.code_commit() == clean + "-dirty"

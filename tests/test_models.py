@@ -45,3 +45,18 @@ def test_fast_cnn_does_not_train_its_whitening():
     model = FastCNN(torch.randn(8, 3, 32, 32), widths=(8, 8, 8))
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     assert not model.whiten.weight.requires_grad
+
+
+def test_the_bench_trains_on_small_images_and_answers_with_both_sides():
+    from utils.bench.cifar10 import SIZES, Mirrored, shrunk
+
+    x = torch.randn(4, 3, 32, 32)
+    assert shrunk(x, 32) is x
+    flat = shrunk(torch.full_like(x, 2.0), min(SIZES))
+    assert flat.shape == (4, 3, 24, 24)
+    assert torch.allclose(flat, torch.tensor(2.0))
+    model = Mirrored(FastCNN(x, widths=(8, 8, 8)))
+    assert model(flat).shape == (4, 10)
+    model.eval()
+    assert torch.allclose(model(x), model(x.flip(3)), atol=1e-5)
+    assert not torch.allclose(model.model(x), model.model(x.flip(3)), atol=1e-6)

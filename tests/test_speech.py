@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import nbformat
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from utils import data, speech
+from utils import data, days, features, keywords, speech
 from utils.features import MFCC, SAMPLE_RATE, AudioError, LogMel
 from utils.models.keywords import (
     CNN2d,
@@ -217,6 +218,45 @@ def test_int16_and_float_waves_are_the_same_sound():
     model = KeywordNet(LogMel(40), TCResNet(40), 9).eval()
     x = (torch.randn(2, 16000) * 3000).to(torch.int16)
     torch.testing.assert_close(model(x), model(x.float() / 32768))
+
+
+def test_a_soft_recording_is_the_same_word():
+    front, x = LogMel(40), 0.1 * torch.randn(2, 16000)
+    model = KeywordNet(front, TCResNet(40), 9).eval()
+    torch.testing.assert_close(model(0.01 * x), model(x), rtol=1e-4, atol=1e-4)
+    as_it_is = KeywordNet(front, TCResNet(40), 9, level=None).eval()
+    assert (as_it_is(0.01 * x) - as_it_is(x)).abs().max() > 1e-3
+
+
+def test_answers_over_several_speeds_are_probabilities():
+    model = KeywordNet(LogMel(40), TCResNet(40), 9)
+    x = 0.1 * torch.randn(3, 16000)
+    several = keywords.probabilities(model, x)
+    torch.testing.assert_close(several.sum(1), torch.ones(3))
+    once = keywords.probabilities(model, x, [1.0])
+    torch.testing.assert_close(once, model.eval()(x).softmax(1))
+    other = keywords.probabilities(model, x, [0.92])
+    third = keywords.probabilities(model, x, [1.08])
+    torch.testing.assert_close(several, (once + other + third) / 3)
+    (word, p), *_ = keywords.recognise(model, list("abcdefghi"), x[0])
+    assert p == pytest.approx(several[0].max().item())
+    assert word == "abcdefghi"[several[0].argmax()]
+
+
+def test_the_notebooks_augmentation_is_that_of_utils():
+    notebook = nbformat.read(days.get(7).notebook, as_version=4)
+    (cell,) = [c.source for c in notebook.cells if "def augment_with" in c.source]
+    words = speech_commands("quick")
+    there = {
+        "torch": torch, "words": words, "features": features, "SAMPLE_RATE": SAMPLE_RATE,
+        "as_float": features.as_float,
+    }  # fmt: skip
+    exec(cell, there)
+    x = words.train.x[:24]
+    draws = [torch.Generator().manual_seed(5) for _ in range(2)]
+    written_out = there["augment_with"]()(x, draws[0])
+    ours = keywords.augmentation(words.train_noise)(x, draws[1])
+    torch.testing.assert_close(written_out, ours)
 
 
 def test_spec_augment_works_in_training_only():

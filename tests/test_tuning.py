@@ -129,6 +129,23 @@ def test_an_unknown_error_ends_the_worker(tmp_path):
         tuning.search(tmp_path / "s.journal", objective, 2, say=lambda s: None)
 
 
+def test_a_study_of_other_code_is_not_joined(tmp_path, monkeypatch):
+    def run():
+        return tuning.search(
+            tmp_path / "s.journal",
+            lambda t: t.suggest_float("x", 0, 1),
+            2,
+            say=lambda s: None,
+        )
+
+    monkeypatch.setattr(tuning, "code_commit", lambda last_change: "aaaa")
+    assert len(run().get_trials()) == 2
+    run()
+    monkeypatch.setattr(tuning, "code_commit", lambda last_change: "bbbb")
+    with pytest.raises(ValueError, match=r"begun by commit aaaa .* delete s\.journal"):
+        run()
+
+
 def test_an_unknown_sampler_is_named(tmp_path):
     with pytest.raises(ValueError, match="write one of random, tpe"):
         tuning.search(tmp_path / "s.journal", lambda t: 0.0, 1, "grid")
@@ -157,6 +174,8 @@ def test_a_sweep_leaves_a_row_for_each_trial_and_goes_on(tmp_path, monkeypatch):
     assert {(r["sampler"], r["trial"]) for r in rows} == {
         (s, t) for s in ("random", "tpe") for t in ("0", "1")
     }
+    rates = [{r["lr"] for r in rows if r["sampler"] == s} for s in ("random", "tpe")]
+    assert not rates[0] & rates[1]  # each search draws for itself
     for row in rows:
         assert row["state"] in ("complete", "pruned")
         assert float(row["grad_norm"]) > 0

@@ -324,27 +324,41 @@ def time_shift(wave: Tensor, generator: torch.Generator, most: int) -> Tensor:
     return every[torch.arange(len(wave)), start.to(wave.device)]
 
 
+def to_level(wave: Tensor, level: float = -26.0) -> Tensor:
+    """Each wave of `(batch, time)` at the same level: root mean square of `level` dB of full scale.
+
+    A clip that is 40 dB softer is the same word; without this, the floor under the logarithm of a
+    log-mel swallows it. Silence (below -100 dB) stays as it is.
+    """
+    rms = wave.square().mean(1, keepdim=True).sqrt()
+    gain = 10 ** (level / 20) / rms.clamp(min=1e-5)
+    return wave * torch.where(rms > 1e-5, gain, torch.ones_like(gain))
+
+
+def play_at(wave: Tensor, speed: float) -> Tensor:
+    """Play `(batch, time)` at `speed` times its speed, pitch included; the length stays.
+
+    Linear interpolation. A wave that gets shorter is filled with zeros at its end, one that gets
+    longer is cut on both sides.
+    """
+    length = wave.shape[1]
+    new = round(length / speed)
+    other = F.interpolate(wave.unsqueeze(1), new, mode="linear", align_corners=False)
+    return fixed_length(other.squeeze(1)[:, max(0, new - length) // 2 :], length)
+
+
 def change_speed(
     wave: Tensor, generator: torch.Generator, most: float = 0.15, groups: int = 4
 ) -> Tensor:
-    """Play `(batch, time)` faster or slower by up to the share `most`, pitch included; the length stays.
+    """Play `(batch, time)` faster or slower by up to the share `most` (speed perturbation, Ko et al., 2015).
 
-    The batch is parted into `groups`, each with a factor of its own (speed perturbation, Ko et al.,
-    2015, with linear interpolation). A wave that gets shorter is filled with zeros at its end, one
-    that gets longer is cut on both sides.
+    The batch is parted into `groups`, each with a factor of its own; see `play_at`.
     """
     if most <= 0:
         return wave
-    length, parts = wave.shape[1], []
     draws = 1 + most * (2 * torch.rand(groups, generator=generator) - 1)
-    for part, factor in zip(wave.tensor_split(groups), draws.tolist(), strict=True):
-        if not len(part):
-            continue
-        new = round(length / factor)
-        part = F.interpolate(part.unsqueeze(1), new, mode="linear", align_corners=False)
-        cut = max(0, new - length) // 2
-        parts.append(fixed_length(part.squeeze(1)[:, cut:], length))
-    return torch.cat(parts)
+    pairs = zip(wave.tensor_split(groups), draws.tolist(), strict=True)
+    return torch.cat([play_at(part, speed) for part, speed in pairs if len(part)])
 
 
 def add_noise(wave: Tensor, noise: Tensor, snr_db: Tensor | float) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,13 @@ from .features import (
     change_speed,
     fixed_length,
     noise_segments,
+    play_at,
     read_audio,
     time_shift,
     to_mono,
 )
 from .models.keywords import KeywordNet
+from .training import predict
 
 Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
@@ -65,7 +67,23 @@ def one_second(sound: str | Path | np.ndarray | torch.Tensor, rate: int = SAMPLE
     return fixed_length(wave, SAMPLE_RATE)
 
 
-@torch.inference_mode()
+SPEEDS = (1.0, 0.92, 1.08)
+"""At which a recording is played to the recogniser, as a share of its own speed."""
+
+
+def probabilities(
+    model: KeywordNet, wave: torch.Tensor, speeds: Sequence[float] = SPEEDS
+) -> torch.Tensor:
+    """Probabilities `(batch, classes)` of `(batch, time)` waves, the mean over several playing speeds.
+
+    A slower playing is a longer vocal tract: the same word by somebody else. Averaging such answers costs
+    as many times the work (test-time augmentation).
+    """
+    wave = as_float(wave)
+    answers = [predict(model, play_at(wave, s)).softmax(1) for s in speeds]
+    return torch.stack(answers).mean(0)
+
+
 def recognise(
     model: KeywordNet,
     classes: list[str],
@@ -75,11 +93,11 @@ def recognise(
 ) -> list[tuple[str, float]]:
     """The `top` words and their probabilities for one recording, the likeliest first.
 
-    A softmax over known words only: it answers with one of them whatever was said.
+    It answers with one of the words that it knows, whatever was said.
     """
     device = next(model.parameters()).device
-    logits = model.eval()(one_second(sound, rate)[None].to(device))[0].float()
-    values, numbers = logits.softmax(0).cpu().topk(min(top, len(classes)))
+    answer = probabilities(model, one_second(sound, rate)[None].to(device))[0]
+    values, numbers = answer.cpu().topk(min(top, len(classes)))
     return [
         (classes[i], float(p)) for p, i in zip(values, numbers.tolist(), strict=True)
     ]

@@ -46,11 +46,12 @@ def run_id(profile: str, dataset: str, seed: int, config: Mapping[str, Any]) -> 
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def code_commit(folder: Path | None = None) -> str:
+def code_commit(folder: Path | None = None, last_change: bool = False) -> str:
     """Short hash of the commit that the code stands at, `-dirty` when code differs from it.
 
     Looked at are `utils/` and, with `folder`, the notebook in it; tables and pictures that a run
-    writes do not count. Empty where there is no git or no repository.
+    writes do not count. With `last_change` it is the last commit that changed this code: the same for two
+    commits between which only texts changed. Empty where there is no git or no repository.
     """
 
     def git(*args: str) -> str:
@@ -63,8 +64,11 @@ def code_commit(folder: Path | None = None) -> str:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
-        commit = git("rev-parse", "--short=10", "HEAD")
         paths = ["utils", *([str(folder / "*.ipynb")] if folder else [])]
+        if last_change:
+            commit = git("log", "-1", "--abbrev=10", "--format=%h", "--", *paths)
+        else:
+            commit = git("rev-parse", "--short=10", "HEAD")
         return commit + (
             "-dirty" if commit and git("status", "--porcelain", "--", *paths) else ""
         )

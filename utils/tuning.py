@@ -17,6 +17,8 @@ import optuna
 from filelock import FileLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from .logger import code_commit
+
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
@@ -28,7 +30,11 @@ SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
 
 
 def open_study(path: Path, direction: str = "maximize") -> optuna.Study:
-    """The study in this journal file, made where it is not there yet. The file's stem is its name."""
+    """The study in this journal file, made where it is not there yet. The file's stem is its name.
+
+    A trial is pruned when after its fifth epoch or later it lies among the worst two fifths of the earlier trials
+    at the same epoch.
+    """
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
@@ -39,7 +45,9 @@ def open_study(path: Path, direction: str = "maximize") -> optuna.Study:
         storage=JournalStorage(JournalFileBackend(str(path))),
         direction=direction,
         load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=6, n_warmup_steps=3),
+        pruner=optuna.pruners.PercentilePruner(
+            60.0, n_startup_trials=8, n_warmup_steps=5
+        ),
     )
 
 
@@ -99,12 +107,22 @@ def search(
     Trial k is drawn by a sampler seeded with `seed + k`, so a search that was stopped goes on as it
     would have, and two workers draw different trials. `objective(trial)` returns the value or raises
     `optuna.TrialPruned`; exceptions in `catch` (a diverged training) make a failed trial, others end
-    the worker. Raises ValueError for an unknown sampler.
+    the worker. Raises ValueError for an unknown sampler, and for a study that another commit of the code
+    began: its scores are of another training.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler {sampler!r}: write one of {', '.join(SAMPLERS)}")
     study = open_study(path)
     lock = FileLock(str(path.with_name(f".{path.name}.draw.lock")))
+    with lock:
+        begun, now = study.user_attrs.get("commit"), code_commit(last_change=True)
+        if begun is None:
+            study.set_user_attr("commit", now)
+        elif begun != now:
+            raise ValueError(
+                f"the study {path.name} was begun by commit {begun or 'none'} of the code, this is "
+                f"{now or 'none'}: delete {path.name} to begin anew, or check that commit out to go on"
+            )
     while True:
         with lock:  # count and draw at once: two workers never take one place
             for number in put_back(study):

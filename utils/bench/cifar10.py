@@ -4,12 +4,18 @@ The stock way: a torchvision-style dataset whose items are decoded to PIL and tr
 (RandomCrop with padding 4, RandomHorizontalFlip, ToTensor, Normalize), a DataLoader with batch 128 and
 no workers, Day 4's plain CNN in float32, Adam at 1e-3. Both sides see the same 45,000 training images
 and are tested on the 10,000 after each epoch; only training is timed.
+
+Ours: augmentation on the resident batch, Day 4's FastCNN in a narrow form, one cycle of AdamW over four
+epochs of which the first two see the images at 24 x 24 pixels (nine sixteenths of the work), and at the
+test the mean of the logits of an image and its mirror image, as airbench has it (arXiv:2404.00498).
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from .. import data
 from ..data import Batches, Part, random_flip, random_shift
@@ -79,22 +85,46 @@ def stock_race(test: Part) -> tuple[float, float, bool]:
     return race(epoch, trainer.model, test, GOAL, epochs=100)
 
 
-def our_race(
-    train: Part, test: Part, seed: int, epochs: int = 3
-) -> tuple[float, float, bool]:
-    """Day 4's FastCNN, one cycle over three epochs, augmentation on the batch, mixed precision."""
+class Mirrored(nn.Module):
+    """A network whose answer, outside training, is the mean over the image and its mirror image."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.model(x)
+        return logits if self.training else (logits + self.model(x.flip(3))) / 2
+
+
+SIZES = (24, 24, 32, 32)
+"""Height and width in pixels of the training images, for each epoch."""
+
+
+def our_race(train: Part, test: Part, seed: int) -> tuple[float, float, bool]:
+    """A narrow FastCNN with its whitening fixed, one cycle over the epochs of SIZES, mixed precision."""
     device = test.y.device
     seed_everything(seed)
     batches = Batches(train, 256, seed=seed, augment=augment)
-    model = (
-        FastCNN(train.x[:500].cpu()).to(device).to(memory_format=torch.channels_last)
-    )
-    trainer = Trainer(model, 0.01, True, epochs * len(batches), smoothing=0.1)
+    network = FastCNN(train.x[:500].cpu(), widths=(16, 64, 96))
+    network.whiten.requires_grad_(False)  # so no gradient reaches the largest pictures
+    model = Mirrored(network).to(device).to(memory_format=torch.channels_last)
+    trainer = Trainer(model, 0.02, True, len(SIZES) * len(batches), smoothing=0.1)
 
     def epoch(number: int) -> None:
-        trainer.epoch(batches.epoch(number))
+        size = SIZES[number]
+        trainer.epoch((shrunk(x, size), y) for x, y in batches.epoch(number))
 
-    return race(epoch, model, test, GOAL, epochs)
+    return race(epoch, model, test, GOAL, len(SIZES))
+
+
+def shrunk(x: torch.Tensor, size: int) -> torch.Tensor:
+    """Images `(batch, 3, height, width)` at `size` x `size` pixels, anti-aliased; as they are where they fit."""
+    if x.shape[-1] == size:
+        return x
+    return F.interpolate(
+        x, size=(size, size), mode="bilinear", antialias=True, align_corners=False
+    )
 
 
 def run() -> list[Claim]:
@@ -124,7 +154,7 @@ def run() -> list[Claim]:
     slowest = slowest_of_three(lambda seed: our_race(images.train, images.test, seed))
     return [
         Claim("CIFAR-10, augmented images/s", stock_in, ours_in, "1/s", 5, higher=True),
-        Claim("CIFAR-10, training images/s, plain CNN", stock_rate, our_rate, "1/s", 5, higher=True),
+        Claim("CIFAR-10, training images/s, the same plain CNN", stock_rate, our_rate, "1/s", 1, higher=True),
         Claim(
             "CIFAR-10, training to 80 % (ours: slowest of 3 seeds)",
             stock_seconds, slowest, "s", 5, capped=not arrived,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..features import as_float, spec_augment
+from ..features import as_float, spec_augment, to_level
 
 Activation = Callable[[], nn.Module]
 
@@ -138,10 +138,11 @@ class TCResNet(nn.Module):
 
 
 class KeywordNet(nn.Module):
-    """Front end, normalisation, SpecAugment (in training), network, dropout, one linear layer.
+    """One level for all, front end, normalisation, SpecAugment (in training), network, dropout, linear layer.
 
     `(batch, time)` waves, float in -1..1 or int16, to logits `(batch, classes)`. `masks` are the most
-    hidden frames and channels of SpecAugment, (0, 0) for none. Works for any length of wave.
+    hidden frames and channels of SpecAugment, (0, 0) for none; `level` is what each wave is brought to, in dB
+    of full scale, None for as it is. Works for any length of wave.
     """
 
     def __init__(
@@ -151,16 +152,21 @@ class KeywordNet(nn.Module):
         classes: int,
         dropout: float = 0.0,
         masks: tuple[int, int] = (0, 0),
+        level: float | None = -26.0,
     ) -> None:
         super().__init__()
         self.front_end, self.network, self.masks = front_end, network, masks
+        self.level = level
         self.normalise = nn.BatchNorm1d(front_end.out_channels, affine=False)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(network.out_features, classes)
 
     def features(self, wave: Tensor) -> Tensor:
         """The normalised features that the network sees, `(batch, channels, frames)`."""
-        return self.normalise(self.front_end(as_float(wave)))
+        wave = as_float(wave)
+        if self.level is not None:
+            wave = to_level(wave, self.level)
+        return self.normalise(self.front_end(wave))
 
     def forward(self, wave: Tensor) -> Tensor:
         features = self.features(wave)
