@@ -32,7 +32,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 BUDGET = {
     "quick": {"trials": 4, "epochs": 2},
-    "study": {"trials": 22, "epochs": 10},
+    "study": {"trials": 22, "epochs": 8},
     "full": {"trials": 100, "epochs": 30},
 }
 """Trials of each of the two studies, and epochs of a trial that is not pruned."""
@@ -47,7 +47,7 @@ SPACE: dict[str, BaseDistribution] = {
     "lr": FloatDistribution(1e-3, 5e-2, log=True),
     "batch_size": CategoricalDistribution([32, 64, 128, 256]),
     "activation": CategoricalDistribution(list(ACTIVATIONS)),
-    "width": CategoricalDistribution([8, 12, 16, 20]),
+    "width": CategoricalDistribution([8, 12, 16]),
     "dropout": FloatDistribution(0.0, 0.5),
     "strength": FloatDistribution(0.3, 1.5),
 }
