@@ -190,3 +190,61 @@ def test_the_generated_shapes_are_ten_classes_that_do_not_repeat():
     assert images.train.y.bincount().min() > 50
     every = torch.cat([images.train.x, images.validation.x, images.test.x])
     assert len({x.numpy().tobytes() for x in every}) == len(every) == 1600
+
+
+# --- LibriSpeech, Kathleen, ESC-10: known by the names of their files ----------------
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("librispeech_dev", ("librispeech-dev-clean", "librispeech-dev-clean-half")),
+        (
+            "librispeech_test",
+            ("librispeech-test-clean", "librispeech-test-clean-30spk"),
+        ),
+        ("kathleen", ("kathleen",)),
+        ("noise", ("esc10",)),
+    ],
+)
+def test_the_speech_on_this_machine_is_one_of_the_known_sets(key, names):
+    if not data.is_here(key):
+        pytest.skip(f"{key} is not on this machine")
+    assert data.identify(key) in names
+
+
+def test_speech_sets_are_named_by_their_files(tmp_path):
+    assert data.recognise_librispeech(tmp_path, "dev-clean") is None
+    assert data.recognise_kathleen(tmp_path) is data.recognise_noise(tmp_path) is None
+    files = [
+        "LibriSpeech/dev-clean/84/1/84-1-0000.flac",
+        "kathleen/data/a_1.wav",
+        "noise/001 - Dog bark/1-2-A.ogg",
+    ]
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).touch()
+    (tmp_path / "kathleen/data/a_1.txt").write_text("One text.\n")
+    for key in ("librispeech_dev", "kathleen", "noise"):
+        assert "-other-" in data.identify(key, tmp_path)
+        assert not data.identify(key, tmp_path).endswith("-missing")
+    assert data.identify("librispeech_test", tmp_path).endswith("-missing")
+    assert data.kathleen_files(tmp_path)["a_1"][0] == "One text."
+    assert list(data.noise_files(tmp_path)) == ["dog_bark/1-2-A"]
+
+
+def test_a_complete_librispeech_part_needs_no_known_digest(tmp_path):
+    folder = tmp_path / "LibriSpeech/test-clean/1/2"
+    folder.mkdir(parents=True)
+    for i in range(2620):
+        (folder / f"1-2-{i:04d}.flac").touch()
+    assert data.identify("librispeech_test", tmp_path) == "librispeech-test-clean"
+    (folder / "1-2-0000.flac").unlink()
+    assert "-other-" in data.identify("librispeech_test", tmp_path)
+
+
+def test_a_set_without_a_checksummed_archive_says_how_to_fetch_it(tmp_path):
+    with pytest.raises(data.DataError, match="git clone https://github.com/rhasspy"):
+        data.fetch("kathleen", tmp_path)
+    with pytest.raises(data.DataError, match=r"Three ways on(.|\n)*git clone"):
+        data.require("noise", tmp_path)

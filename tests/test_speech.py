@@ -18,7 +18,17 @@ from utils.models.keywords import (
     count_parameters,
 )
 from utils.pack import Item, Pack, pack
-from utils.speech import Clips, read_sample, speaker_of, speech_commands
+from utils.speech import (
+    Clips,
+    Sentences,
+    kathleen,
+    librispeech,
+    noises,
+    read_sample,
+    speaker_of,
+    speech_commands,
+    without_silence,
+)
 
 
 def write_wave(path, seconds=0.1, seed=0):
@@ -277,3 +287,154 @@ def test_the_real_set_when_it_is_here(pytestconfig):
     words = speech_commands("study")
     assert len(words.test) >= 500
     assert words.train.x.abs().amax(1).float().median() > 3000
+
+
+# --- sentences and noises -----------------------------------------------------------
+
+
+def three_sentences():
+    waves = [np.full(n, n, np.int16) for n in (5, 3, 9)]
+    return Sentences.of(waves, ["A", "B", "C"], ["x", "y", "x"], ["a", "b", "c"])
+
+
+def test_sentences_keep_their_samples_texts_and_speakers_together():
+    some = three_sentences()
+    assert len(some) == 3
+    assert some.seconds == 17 / SAMPLE_RATE
+    assert some.wave(1).tolist() == [3, 3, 3]
+    part = some.take([2, 1])
+    assert (part.texts, part.speakers, part.names) == (
+        ["C", "B"],
+        ["x", "y"],
+        ["c", "b"],
+    )
+    assert part.wave(0).tolist() == [9] * 9
+    assert part.joined().tolist() == [9] * 9 + [3] * 3
+    assert some.take(np.array([True, False, True])).texts == ["A", "C"]
+    assert some.sound(0).dtype == torch.float32
+    assert some.sound(0)[0] == 5 / 32768
+    with pytest.raises(ValueError, match="2 texts"):
+        Sentences.of([np.zeros(1, np.int16)] * 3, ["a", "b"], ["x"] * 3)
+
+
+def test_no_speaker_text_or_recording_is_in_two_committed_lists():
+    def lists(stem, *parts):
+        return [data.read_lines(data.SPLITS / f"{stem}_{p}.txt") for p in parts]
+
+    libri = lists("librispeech", "train", "validation", "test")
+    assert [len(names) for names in libri] == [1042, 271, 1397]
+    speakers = [{n.split("-")[0] for n in names} for names in libri]
+    assert [len(s) for s in speakers] == [16, 4, 30]
+    assert len(set.union(*speakers)) == 50
+    noise = lists("noise", "train", "test")
+    assert [len(names) for names in noise] == [320, 80]
+    recordings = [{n.split("-")[1] for n in names} for names in noise]
+    assert not recordings[0] & recordings[1]
+    validation, test = lists("kathleen", "validation", "test")
+    assert (len(validation), len(test)) == (57, 76)
+    assert not set(validation) & set(test)
+
+
+def test_the_bundled_sentences_are_parted_by_voice_or_by_text():
+    corpus = librispeech("quick")
+    assert corpus.name == corpus.test_name == "sample-sentences"
+    parts = (corpus.train, corpus.validation, corpus.test)
+    assert [len(p) for p in parts] == [110, 20, 20]
+    assert len(set.union(*(set(p.speakers) for p in parts))) == 15
+    assert sum(len(set(p.speakers)) for p in parts) == 15
+    for part in parts:
+        assert abs(part.wave(0).astype(int)).max() > 3000
+    corpus = kathleen("quick")
+    parts = (corpus.train, corpus.validation, corpus.test)
+    assert [len(p) for p in parts] == [130, 10, 10]
+    assert len(set.union(*(set(p.texts) for p in parts))) == 150
+
+
+def write_flac(path, samples=400):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.full(samples, 900, np.int16), SAMPLE_RATE)
+
+
+@pytest.fixture
+def small_corpora(tmp_path, monkeypatch):
+    """LibriSpeech, Kathleen and ESC-10 in their layouts with all files of the lists, a few samples each."""
+    write_flac(tmp_path / "one.flac")
+    write_flac(tmp_path / "one.wav", 2 * SAMPLE_RATE)
+    flac, wav = ((tmp_path / f"one.{e}").read_bytes() for e in ("flac", "wav"))
+    for part in ("train", "validation", "test"):
+        folder = (
+            tmp_path / "LibriSpeech" / f"{'test' if part == 'test' else 'dev'}-clean"
+        )
+        for name in data.read_lines(data.SPLITS / f"librispeech_{part}.txt"):
+            speaker, chapter, _ = name.split("-")
+            chapter = folder / speaker / chapter
+            chapter.mkdir(parents=True, exist_ok=True)
+            (chapter / f"{name}.flac").write_bytes(flac)
+            with open(chapter / f"{'-'.join(name.split('-')[:2])}.trans.txt", "a") as f:
+                f.write(f"{name} THE TEXT OF {name}\n")
+    wavs = tmp_path / "kathleen" / "wavs"
+    wavs.mkdir(parents=True)
+    lines = ["more_1|Another text.", "more_2|Another text, too."]
+    for part in ("validation", "test"):
+        for name in data.read_lines(data.SPLITS / f"kathleen_{part}.txt"):
+            lines.append(f"{name}|{part} {name}")
+    lines.append(f"again_1|{lines[-1].split('|')[1]}")
+    for line in lines:
+        (wavs / f"{line.split('|')[0]}.wav").write_bytes(wav)
+    (tmp_path / "kathleen" / "metadata.csv").write_text("\n".join(lines))
+    for part in ("train", "test"):
+        for name in data.read_lines(data.SPLITS / f"noise_{part}.txt"):
+            (tmp_path / "noise" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "noise" / f"{name}.wav").write_bytes(wav)
+    monkeypatch.setenv("STUDY_DATA", str(tmp_path))
+    return tmp_path
+
+
+def test_corpora_on_disk_are_read_by_the_lists(small_corpora):
+    assert data.identify("librispeech_dev") == "librispeech-dev-clean-half"
+    extra = small_corpora / "LibriSpeech/dev-clean/84/121123/84-121123-9999.flac"
+    write_flac(extra)
+    with open(extra.with_name("84-121123.trans.txt"), "a") as f:
+        f.write("84-121123-9999 ONE MORE\n")
+    corpus = librispeech("study")
+    assert corpus.name.startswith("librispeech-dev-clean-other-")
+    assert corpus.test_name == "librispeech-test-clean-30spk"
+    assert [len(p) for p in (corpus.train, corpus.validation, corpus.test)] == [
+        1042,
+        271,
+        1397,
+    ]
+    assert corpus.train.texts[0] == f"THE TEXT OF {corpus.train.names[0]}"
+    assert corpus.train.speakers[0] == corpus.train.names[0].split("-")[0]
+    assert len(corpus.train.wave(5)) == 400
+    assert "ONE MORE" in librispeech("full").train.texts
+    for path in list((small_corpora / "LibriSpeech/test-clean/1089").glob("*/*.flac")):
+        path.unlink()
+    for path in list(
+        (small_corpora / "LibriSpeech/test-clean").glob("[4-8]*/*/*.flac")
+    ):
+        path.unlink()
+    with pytest.raises(data.DataError, match="of the test list are not in test-clean"):
+        librispeech("study")
+
+
+def test_kathleen_and_the_noises_are_read_by_the_lists(small_corpora):
+    corpus = kathleen("study")
+    assert corpus.train.texts == ["Another text.", "Another text, too."]  # not again_1
+    assert (len(corpus.validation), len(corpus.test)) == (57, 76)
+    assert corpus.train.rate == 22_050
+    assert corpus.train.lengths[0] == 2 * 22_050
+    assert data.identify("noise") == "esc10"
+    some = noises("study")
+    assert some.name == "esc10"
+    assert len(some.train) == len(some.test) == 10
+    assert some.train["rain"].square().mean().item() == pytest.approx(0.01)
+    quick = noises("quick")
+    assert (*quick.train, *quick.test) == ("white_noise", "pink_noise")
+
+
+def test_silence_is_cut_out_of_a_noise():
+    wave = torch.zeros(SAMPLE_RATE)
+    wave[:1600], wave[8000:9600] = 0.5, 0.1
+    assert len(without_silence(wave)) == 3200
+    assert not len(without_silence(torch.zeros(3000)))

@@ -36,7 +36,9 @@ class Source:
 
     `prints` are checksums (`algorithm:hexdigest`) of unpacked files, relative to the root: they name
     the set. `variants` are known copies with another content, by the digest of `content(root)`. A set
-    of many files has `recognise(root)` instead: what is there, or None where nothing is.
+    of many files has `recognise(root)` instead: what is there, or None where nothing is. `holds` is
+    what to look for under the root where `folder` does not say it; `by_hand` says how to get a set
+    that has no archive with a published checksum.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Source:
     content: Callable[[Path], bytes] | None = None
     variants: dict[str, str] = field(default_factory=dict)
     recognise: Callable[[Path], str | None] | None = None
+    holds: str = ""
+    by_hand: str = ""
 
 
 def _mnist(filename: str, size: int, md5: str) -> Remote:
@@ -152,6 +156,108 @@ SPEECH_COMMANDS_V1_9W = (
 )
 """Digest of the clip names of the copy with nine well-filled words, on which the published rows were made."""
 
+
+def librispeech_names(root: Path, part: str) -> list[str]:
+    """The utterances of a part (`dev-clean`) on disk in torchaudio's layout, `1272-128104-0000`, sorted."""
+    folder = root / "LibriSpeech" / part
+    return sorted(path.stem for path in folder.glob("*/*/*.flac"))
+
+
+def recognise_librispeech(root: Path, part: str) -> str | None:
+    """`librispeech-dev-clean` when complete (2,703 utterances; test-clean has 2,620), else the copy's name."""
+    names = librispeech_names(root, part)
+    complete = {"dev-clean": 2703, "test-clean": 2620}[part]
+    known = {} if len(names) != complete else {_names_mark(names): ""}
+    return _by_names(names, f"librispeech-{part}", known | LIBRISPEECH_COPIES)
+
+
+LIBRISPEECH_COPIES = {
+    "ab0e4fcb0784cea107b586742192a3fb678773cdf689c5f2dbbc931879652f0b": "-half",
+    "080e577051c0f8c55c44b465278cb71bcb6dbfe82071f7b99fafa865149ff6a8": "-30spk",
+}
+"""Copies on which the published rows were made, by the digest of their utterances' names."""
+
+
+def kathleen_files(root: Path) -> dict[str, tuple[str, Path]]:
+    """`{name: (text, file)}` of the Kathleen recordings under the root, sorted; empty where there are none.
+
+    Two layouts are read: LJSpeech's (`metadata.csv` with `name|text`, `wavs/`), and that of the
+    original repository (`data/NAME.wav` with `NAME.txt` beside it).
+    """
+    folder = root / "kathleen"
+    if (folder / "metadata.csv").is_file():
+        lines = (folder / "metadata.csv").read_text(encoding="utf-8").splitlines()
+        texts = dict(line.split("|")[:2] for line in lines if "|" in line)
+        found = {n: (t, folder / "wavs" / f"{n}.wav") for n, t in texts.items()}
+    else:
+        found = {
+            p.stem: (p.read_text(encoding="utf-8").strip(), p.with_suffix(".wav"))
+            for p in folder.glob("data/*.txt")
+        }
+    return {name: found[name] for name in sorted(found) if found[name][1].is_file()}
+
+
+def recognise_kathleen(root: Path) -> str | None:
+    """`kathleen` for the 1,620 recordings that the lists were made from, else `kathleen-other-1a2b3c4d`."""
+    return _by_names(list(kathleen_files(root)), "kathleen", {KATHLEEN: ""})
+
+
+KATHLEEN = "064d71769caeff4d407db9faef23266ca076be7d172e6ca1fd9a2e506bf38613"
+
+
+def noise_files(root: Path) -> dict[str, Path]:
+    """`{"rain/1-17367-A": file}` of the environmental sounds under `noise/CLASS/`, sorted.
+
+    `001 - Dog bark`, as the original repository calls its folder, is `dog_bark` here.
+    """
+    found = {}
+    for path in (root / "noise").glob("*/*"):
+        if path.suffix in (".wav", ".ogg", ".flac"):
+            kind = path.parent.name.split(" - ")[-1].strip().lower().replace(" ", "_")
+            found[f"{kind}/{path.stem}"] = path
+    return dict(sorted(found.items()))
+
+
+def recognise_noise(root: Path) -> str | None:
+    """`esc10` for the 400 clips of ESC-10, else `esc10-other-1a2b3c4d`."""
+    return _by_names(list(noise_files(root)), "esc10", {ESC10: ""})
+
+
+ESC10 = "93a6de6a6e0af740a03c176f0c66804128e17238dd0b22af2cb8a5073d5b3755"
+
+
+def _names_mark(names: list[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def _by_names(names: list[str], set_name: str, known: dict[str, str]) -> str | None:
+    """The set's name with what `known` says of these file names, `-other-1a2b3c4d` when nothing."""
+    if not names:
+        return None
+    mark = _names_mark(names)
+    return set_name + known.get(mark, f"-other-{mark[:8]}")
+
+
+def _librispeech(part: str, size: int, md5: str, unpacked: int) -> Source:
+    mirrors = (
+        "https://www.openslr.org/resources/12/",
+        "https://us.openslr.org/resources/12/",
+    )
+    return Source(
+        name=f"librispeech-{part}",
+        days=(9, 10, 11, 12, 13, 14),
+        files=(
+            Remote(tuple(f"{m}{part}.tar.gz" for m in mirrors), size, f"md5:{md5}"),
+        ),
+        folder="",
+        unpacked_bytes=unpacked,
+        prints={},
+        licence="CC BY 4.0 (V. Panayotov et al., 2015)",
+        recognise=lambda root: recognise_librispeech(root, part),
+        holds=f"LibriSpeech/{part}",
+    )
+
+
 SOURCES = {
     "mnist": Source(
         name="mnist",
@@ -234,6 +340,35 @@ SOURCES = {
         licence="CC BY 4.0 (P. Warden, 2018)",
         recognise=recognise_speech_commands,
     ),
+    # sizes and checksums: openslr.org/resources/12/md5sum.txt
+    "librispeech_dev": _librispeech(
+        "dev-clean", 337_926_286, "42e2234ba48799c1f50f24a7926300a1", 400_000_000
+    ),
+    "librispeech_test": _librispeech(
+        "test-clean", 346_663_984, "32fa31d27d2e1cad72775fee3f4849a9", 400_000_000
+    ),
+    "kathleen": Source(
+        name="kathleen",
+        days=(11, 12),
+        files=(),
+        folder="kathleen",
+        unpacked_bytes=0,
+        prints={},
+        licence="CC0 1.0 (the voice Kathleen, of the Rhasspy project)",
+        recognise=recognise_kathleen,
+        by_hand="git clone https://github.com/rhasspy/dataset-voice-kathleen {folder}",
+    ),
+    "noise": Source(
+        name="esc10",
+        days=(10, 13, 14),
+        files=(),
+        folder="noise",
+        unpacked_bytes=0,
+        prints={},
+        licence="CC BY 3.0, the clips CC0 or CC BY (K. J. Piczak, 2015)",
+        recognise=recognise_noise,
+        by_hand="git clone https://github.com/karoldvl/ESC-10 {folder}",
+    ),
 }
 
 
@@ -285,6 +420,11 @@ def fetch(name: str, root: Path | None = None, bar: bool = True) -> Path:
     root, entry = root or data_root(), source(name)
     if is_here(name, root):
         return root
+    if not entry.files:
+        command = entry.by_hand.format(folder=_shown(root / entry.folder))
+        raise DataError(
+            f"{name} has no archive with a published checksum, so it is fetched by hand: {command}"
+        )
     try:
         root.mkdir(parents=True, exist_ok=True)
         check_space(root, sum(f.size for f in entry.files) + entry.unpacked_bytes)
@@ -316,11 +456,11 @@ def require(name: str, root: Path | None = None) -> str:
         try:
             fetch(name, root)
         except DataError as e:
-            day = entry.days[0]
+            day, held = entry.days[0], entry.holds or entry.folder
             raise DataError(
                 f"The data set {name} is not in {_shown(root)} and could not be fetched. Three ways on:\n"
                 f"  1. where there is network:    make fetch DAY={day}\n"
-                f"  2. a copy that you have:      STUDY_DATA=/path  (a folder that holds {entry.folder})\n"
+                f"  2. a copy that you have:      STUDY_DATA=/path  (a folder that holds {held})\n"
                 f'  3. the bundled sample:        PROFILE = "quick"\n'
                 f"Why: {e}"
             ) from e

@@ -41,6 +41,7 @@ class Day:
         )
 
 
+LIBRISPEECH = ("librispeech_dev", "librispeech_test")
 ALL = (
     Day(1, "PyTorch_Basics", "test_loss"),
     Day(2, "Training_Loop", "accuracy", ("mnist",)),
@@ -50,12 +51,12 @@ ALL = (
     Day(6, "Containers", "accuracy", ("mnist",)),
     Day(7, "Speech_Commands", "accuracy", ("speech_commands",)),
     Day(8, "SC_Tuning", "accuracy", ("speech_commands",)),
-    Day(9, "Wav2Vec2", "wer"),
-    Day(10, "ASR_Tuning", "wer"),
-    Day(11, "Voice_Cloning", "similarity"),
-    Day(12, "VC_Tuning", "audio_quality"),
-    Day(13, "Speaker_Verification", "eer"),
-    Day(14, "Enhancement", "pesq_after"),
+    Day(9, "Wav2Vec2", "wer", (*LIBRISPEECH, "speech_commands")),
+    Day(10, "ASR_Tuning", "wer", (*LIBRISPEECH, "speech_commands", "noise")),
+    Day(11, "Voice_Cloning", "similarity", ("kathleen", *LIBRISPEECH)),
+    Day(12, "VC_Tuning", "audio_quality", ("kathleen", *LIBRISPEECH)),
+    Day(13, "Speaker_Verification", "eer", (*LIBRISPEECH, "speech_commands", "noise")),
+    Day(14, "Enhancement", "pesq_after", (*LIBRISPEECH, "speech_commands", "noise")),
     Day(15, "Summary", "value"),
 )
 
