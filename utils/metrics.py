@@ -84,18 +84,35 @@ def bootstrap_difference(
         raise ValueError(
             f"the systems need scores of the same items: {a.shape} against {b.shape}"
         )
-    diff = a - b
+    return bootstrap_ratio(a - b, np.ones_like(a), groups, resamples, seed)
+
+
+def bootstrap_ratio(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    groups: Sequence | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Difference:
+    """sum(numerators) / sum(denominators) with its 95 % bootstrap interval, e.g. errors over words: a WER.
+
+    Both are `(items,)`; `groups` as in `bootstrap_difference`. Differences of errors as numerators give
+    the difference of two rates. Raises ValueError when the lengths differ or nothing is in the
+    denominators.
+    """
+    top, bottom = (np.asarray(x, dtype=float) for x in (numerators, denominators))
+    if top.shape != bottom.shape or top.ndim != 1 or not bottom.sum() > 0:
+        raise ValueError(f"no ratio of {top.shape} to {bottom.shape} items")
     rng = np.random.default_rng(seed)
-    if groups is None:
-        totals, sizes = diff, np.ones_like(diff)
-    else:
-        if len(groups) != len(diff):
-            raise ValueError(f"{len(groups)} groups for {len(diff)} items")
+    totals, sizes = top, bottom
+    if groups is not None:
+        if len(groups) != len(top):
+            raise ValueError(f"{len(groups)} groups for {len(top)} items")
         _, which = np.unique(np.asarray(groups), return_inverse=True)
-        totals, sizes = np.bincount(which, diff), np.bincount(which).astype(float)
-    means = np.empty(resamples)
+        totals, sizes = np.bincount(which, top), np.bincount(which, bottom)
+    ratios = np.empty(resamples)
     for i in range(resamples):
         drawn = rng.integers(len(totals), size=len(totals))
-        means[i] = totals[drawn].sum() / sizes[drawn].sum()
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Difference(float(diff.mean()), float(low), float(high))
+        ratios[i] = totals[drawn].sum() / max(sizes[drawn].sum(), 1e-12)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return Difference(float(top.sum() / bottom.sum()), float(low), float(high))

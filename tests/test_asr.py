@@ -1,0 +1,397 @@
+"""Letters, decoding against brute force, error rates against a hand-worked example, batches, word sequences."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from utils import asr
+from utils.asr import Vocabulary, WordModel, beam_search, collapse
+from utils.data import SPLITS, read_lines
+from utils.metrics import bootstrap_ratio
+from utils.speech import Clips, Sentences, read_sample, sample_words, speaker_of
+
+LETTERS = Vocabulary()
+TINY = Vocabulary(("<pad>", "|", "A", "B"))
+
+
+# --- letters ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "wanted"),
+    [
+        ("Don’t  stop – now!", "DON'T STOP NOW"),
+        ("café; naïve\nwell-known", "CAFE NAIVE WELL KNOWN"),
+        ("", ""),
+        (" ... ", ""),
+    ],
+)
+def test_text_is_normalised(raw, wanted):
+    assert asr.normalise(raw) == wanted
+    assert asr.normalise(wanted) == wanted
+
+
+def test_letters_there_and_back():
+    text = "IT'S A TREE"
+    numbers = LETTERS.encode(text)
+    assert len(numbers) == len(text)
+    assert LETTERS.decode(numbers) == text
+    assert LETTERS.encode("") == []
+    assert LETTERS.blank == 0
+    assert not {LETTERS.symbols.index(s) for s in ("<pad>", "<unk>")} & {
+        *LETTERS.letters
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("lower case", "not in the vocabulary: normalise"),
+        ("ROOM 101", "write numbers as words"),
+        ("ПРИВЕТ", "leave other scripts out"),
+        ("A, B", "',' in 'A, B'"),
+    ],
+)
+def test_a_strange_letter_is_named_never_swallowed(text, match):
+    with pytest.raises(ValueError, match=match):
+        LETTERS.encode(text)
+
+
+def test_every_sentence_of_the_sample_can_be_written():
+    for row in read_sample("sentences")[0]:
+        text = asr.normalise(row["text"])
+        assert LETTERS.decode(LETTERS.encode(text)) == text
+
+
+# --- CTC ----------------------------------------------------------------------------
+
+
+def test_collapse_takes_repetitions_before_blanks():
+    assert collapse([1, 1, 0, 1, 2, 2, 0, 0, 3], 0) == [1, 1, 2, 3]
+    assert collapse([0, 0], 0) == collapse([], 0) == []
+
+
+def test_greedy_reads_each_utterance_to_its_own_end():
+    path = [2, 2, 0, 2, 3, 1, 3]
+    logits = torch.nn.functional.one_hot(torch.tensor([path, path]), 4).float()
+    frames = torch.tensor([7, 4])
+    assert asr.greedy(logits, frames, TINY) == ["AAB B", "AA"]
+    assert asr.blank_share(logits, frames, 0) == pytest.approx(2 / 11)
+
+
+def test_frames_needed_is_what_ctc_needs():
+    for text in ("A", "AA", "ABBA", "AAA"):
+        codes = TINY.encode(text)
+        need = asr.frames_needed(codes)
+        for frames, possible in ((need, True), (need - 1, False)):
+            if frames:
+                log_probs = torch.zeros(frames, 1, 4).log_softmax(-1)
+                loss = torch.nn.functional.ctc_loss(
+                    log_probs, torch.tensor([codes]), (frames,), (len(codes),)
+                )
+                assert bool(torch.isfinite(loss)) is possible
+
+
+def brute_force(log_probs, vocabulary, model=None, alpha=0.5, beta=1.0):
+    """All alignments one by one: {text: score}."""
+    sums: dict[str, float] = {}
+    frames, symbols = log_probs.shape
+    for path in itertools.product(range(symbols), repeat=frames):
+        p = math.exp(sum(log_probs[t, s].item() for t, s in enumerate(path)))
+        text = vocabulary.decode(collapse(path, vocabulary.blank))
+        sums[text] = sums.get(text, 0.0) + p
+    return {
+        text: math.log(p)
+        + (alpha * model.score(text) + beta * len(text.split()) if model else 0)
+        for text, p in sums.items()
+    }
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("with_model", [False, True])
+def test_beam_search_is_the_sum_over_all_alignments(seed, with_model):
+    g = torch.Generator().manual_seed(seed)
+    log_probs = (2 * torch.randn(5, 4, generator=g)).double().log_softmax(-1)
+    model = WordModel(["A B", "AB A", "B A A"], order=2) if with_model else None
+    wanted = brute_force(log_probs, TINY, model, alpha=0.8, beta=0.3)
+    found = beam_search(
+        log_probs, TINY, 10_000, model, alpha=0.8, beta=0.3, floor=-math.inf
+    )
+    assert {h.text for h in found} == set(wanted)
+    assert [h.text for h in found] == sorted(wanted, key=wanted.get, reverse=True)
+    for h in found:
+        assert h.score == pytest.approx(wanted[h.text], abs=1e-9)
+
+
+def test_beam_search_sums_what_greedy_cannot():
+    """`A` and blank share the frames so that each frame favours the blank, but all paths together favour A."""
+    log_probs = torch.tensor([[0.6, 1e-9, 0.4, 1e-9]] * 2).log()
+    frames = torch.tensor([2])
+    assert asr.greedy(log_probs[None], frames, TINY) == [""]
+    assert beam_search(log_probs, TINY)[0].text == "A"
+    assert beam_search(log_probs[:0], TINY)[0].text == ""
+
+
+def test_the_language_model_chooses_between_words_that_sound_alike():
+    log_probs = torch.full((4, 4), 1e-6)
+    for t, likely in enumerate((2, 1, 2, 0)):
+        log_probs[t, likely] = 0.9
+    log_probs[2, 2], log_probs[2, 3] = 0.55, 0.45
+    log_probs = (log_probs / log_probs.sum(1, keepdim=True)).log()
+    assert beam_search(log_probs, TINY)[0].text == "A A"
+    model = WordModel(["A B"] * 5 + ["A"], order=3)
+    assert beam_search(log_probs, TINY, model=model, alpha=1.0)[0].text == "A B"
+
+
+# --- the language model ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_probabilities_of_all_words_sum_to_one(order):
+    model = WordModel(["A B C", "A B", "C A B", "B B B"], order)
+    places = [*sorted(model.words), "NEVER"]
+    for history in ((), ("A",), ("A", "B"), ("X", "Y"), ("B", "B", "B")):
+        total = sum(math.exp(model.log_prob(word, history)) for word in places)
+        assert total == pytest.approx(1)
+
+
+def test_kneser_ney_counts_contexts_not_occurrences():
+    """FRANCISCO is frequent but follows one word only, so after a new word it is less likely than a rarer one."""
+    texts = ["SAN FRANCISCO"] * 8 + ["A GLASS", "THE GLASS", "ONE GLASS"]
+    model = WordModel(texts, order=2)
+    assert model.log_prob("GLASS", ("NEW",)) > model.log_prob("FRANCISCO", ("NEW",))
+    assert model.log_prob("FRANCISCO", ("SAN",)) > model.log_prob("GLASS", ("SAN",))
+
+
+def test_a_bigram_by_hand():
+    """Texts `A B` and `A`: after A come B and the end, once each, d = 0.75, so 0.125 + 0.75 p(B)."""
+    model = WordModel(["A B", "A"], order=2)
+    # contexts seen: A after <s>; B after A; the end after B and A: 4 in all, 3 different words
+    unigram = (1 - 0.75) / 4 + 0.75 * 3 / 4 * (1 / 4)
+    wanted = (1 - 0.75) / 2 + 0.75 * 2 / 2 * unigram
+    assert math.exp(model.log_prob("B", ("A",))) == pytest.approx(wanted)
+    assert model.perplexity(["A B"]) < model.perplexity(["B A"])
+    with pytest.raises(ValueError, match="needs texts"):
+        WordModel([])
+
+
+# --- errors ---------------------------------------------------------------------------
+
+REFERENCES = ["THE CAT SAT ON THE MAT", "GO HOME", "ONE"]
+OUTPUTS = ["THE CAT SIT ON MAT", "GO HOME NOW", ""]
+"""By hand: SAT→SIT, THE deleted; NOW inserted; ONE deleted. 4 errors of 9 words."""
+
+
+def test_error_rates_of_a_hand_worked_example():
+    found = asr.errors(REFERENCES, OUTPUTS)
+    assert (found.substitutions, found.deletions, found.insertions) == (1, 2, 1)
+    assert found.words == 9
+    assert found.wer == pytest.approx(4 / 9)
+    assert found.word_accuracy == pytest.approx(5 / 9)
+    # letters: A→I, `THE ` (4) deleted; ` NOW` (4) inserted; ONE (3) deleted, of 22 + 7 + 3
+    assert found.cer == pytest.approx(12 / 32)
+    wrong, words = asr.word_errors(REFERENCES, OUTPUTS)
+    assert wrong.tolist() == [2, 1, 1]
+    assert words.tolist() == [6, 2, 1]
+    assert asr.errors(["A"], ["B C D"]).word_accuracy == 0  # WER 3: not below 0
+
+
+def test_an_empty_reference_counts_what_was_heard_there():
+    found = asr.errors(["GO", ""], ["GO", "ONE TWO"])
+    assert (found.insertions, found.wer) == (2, 2.0)
+    assert asr.word_errors(["GO", ""], ["GO", "ONE TWO"])[0].tolist() == [0, 2]
+    with pytest.raises(ValueError, match="no reference has a word"):
+        asr.errors(["", " "], ["A", ""])
+    with pytest.raises(ValueError, match="1 references and 2 outputs"):
+        asr.errors(["A"], ["A", "B"])
+
+
+def test_case_and_punctuation_count_unless_normalised():
+    """Reason 1 for a WER of 1.0: reference and output in another case."""
+    raw, out = ["Turn right, now"], ["TURN RIGHT NOW"]
+    assert asr.errors(raw, out).wer == 1
+    assert asr.errors([asr.normalise(t) for t in raw], out).wer == 0
+
+
+def test_the_interval_of_a_rate_holds_it_and_groups_widen_it():
+    rng = np.random.default_rng(0)
+    speakers = np.repeat(np.arange(10), 20)
+    wrong = rng.binomial(5, np.repeat(rng.uniform(0.05, 0.6, 10), 20))
+    words = np.full(200, 5)
+    plain = bootstrap_ratio(wrong, words)
+    grouped = bootstrap_ratio(wrong, words, speakers)
+    assert plain.mean == grouped.mean == pytest.approx(wrong.sum() / 1000)
+    assert grouped.low < plain.low < plain.mean < plain.high < grouped.high
+    same = asr.wer_difference(REFERENCES, OUTPUTS, OUTPUTS)
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
+    worse = asr.wer_difference(REFERENCES, [""] * 3, REFERENCES)
+    assert worse.mean == 1
+    assert worse.real
+    assert asr.wer_interval(REFERENCES, OUTPUTS).mean == pytest.approx(4 / 9)
+    with pytest.raises(ValueError, match="no ratio"):
+        bootstrap_ratio([1.0], [0.0])
+
+
+def test_an_alignment_shows_every_error_by_sign_and_colour():
+    text = asr.alignment_text(
+        "RIGHT UP GO ZERO ONE FIVE", "RIGHT DOWN GO ONE FIVE LEFT"
+    )
+    assert text == "RIGHT UP→DOWN GO −ZERO ONE FIVE +LEFT"
+    assert asr.alignment_text("", "GO") == "+GO"
+    assert asr.alignment_text("GO", "") == "−GO"
+    assert asr.alignment_text("", "") == ""
+    page = asr.alignment_html("RIGHT UP", "RIGHT <B>")
+    assert (
+        page == f'RIGHT <b style="color:{asr.COLOURS["substitute"]}">UP→&lt;B&gt;</b>'
+    )
+    table = asr.transcripts_html(REFERENCES, OUTPUTS)
+    assert table.count("<tr>") == 4
+    assert table.count("−") == 2
+    assert table.count("+") == 1
+
+
+# --- batches --------------------------------------------------------------------------
+
+
+def test_buckets_hold_everything_once_and_pad_little():
+    g = torch.Generator().manual_seed(0)
+    lengths = torch.randint(20_000, 300_000, (203,), generator=g).numpy()
+    batches = asr.length_batches(lengths, 8, g)
+    assert sorted(i for b in batches for i in b) == list(range(203))
+    assert max(map(len, batches)) == 8
+    stock = asr.length_batches(lengths, 8, g, bucketed=False)
+    assert sorted(i for b in stock for i in b) == list(range(203))
+    assert asr.padding_share(lengths, batches) < 0.15
+    assert asr.padding_share(lengths, stock) > 0.25
+    ordered = asr.length_batches(lengths, 8)
+    assert asr.padding_share(lengths, ordered) < asr.padding_share(lengths, batches)
+    assert ordered == asr.length_batches(lengths, 8)
+    small = asr.length_batches(lengths, 8, g, most=600_000)
+    assert sorted(i for b in small for i in b) == list(range(203))
+    assert max(len(b) * lengths[b].max() for b in small) <= 600_000
+
+
+def some_sentences(rate=16_000, texts=("Go", "a tree")):
+    rng = np.random.default_rng(0)
+    waves = [
+        (rng.normal(200, 900, n)).astype(np.int16) for n in (4000, 3000)[: len(texts)]
+    ]
+    return Sentences.of(waves, texts, ["x"] * len(texts), rate=rate)
+
+
+def test_a_batch_is_normalised_as_the_library_does_it():
+    from transformers import Wav2Vec2FeatureExtractor
+
+    some = some_sentences()
+    batch = asr.collate(some, [1, 0], LETTERS)
+    assert batch.lengths.tolist() == [3000, 4000]
+    assert batch.labels.tolist() == [
+        LETTERS.encode("A TREE"),
+        [*LETTERS.encode("GO"), *[0] * 4],
+    ]
+    assert batch.label_lengths.tolist() == [6, 2]
+    library = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
+    wanted = library(
+        [some.sound(1).numpy(), some.sound(0).numpy()],
+        sampling_rate=16_000, padding=True, return_tensors="pt",
+    )  # fmt: skip
+    torch.testing.assert_close(batch.x, wanted.input_values, atol=1e-4, rtol=1e-4)
+    assert not batch.x[0, 3000:].any()
+    raw = asr.collate(some, [0], LETTERS, normalised=False)
+    assert raw.x.abs().max() < 0.2  # reason 4: far from variance 1
+
+
+def test_another_rate_is_refused_with_the_way_on():
+    with pytest.raises(ValueError, match="22,050 Hz.*resample"):
+        asr.collate(some_sentences(rate=22_050), [0], LETTERS)
+
+
+def test_an_empty_text_has_no_letters_and_a_strange_one_is_refused():
+    batch = asr.collate(some_sentences(texts=("", "A")), [0, 1], LETTERS)
+    assert batch.label_lengths.tolist() == [0, 1]
+    assert asr.collate(some_sentences(texts=("",)), [0], LETTERS).labels.shape == (1, 1)
+    with pytest.raises(ValueError, match="write numbers as words"):
+        asr.collate(some_sentences(texts=("room 7",)), [0], LETTERS)
+
+
+def test_a_long_recording_is_cut_where_it_is_quiet():
+    wave = torch.randn(16_000 * 40, generator=torch.Generator().manual_seed(0))
+    wave[25 * 16_000 : 25 * 16_000 + 3200] *= 1e-3
+    pieces = asr.cut_long(wave, 30)
+    assert torch.equal(torch.cat(pieces), wave)
+    assert 25 * 16_000 < len(pieces[0]) < 25 * 16_000 + 3200
+    assert max(len(p) for p in asr.cut_long(wave, 3)) <= 48_000
+    assert len(asr.cut_long(wave[:100])) == 1
+
+
+# --- connected words --------------------------------------------------------------------
+
+
+def test_sequences_are_of_one_speaker_where_that_has_enough():
+    names = [f"w{i % 5}/{s}_nohash_{i}" for s in ("a", "b") for i in range(10)]
+    names += ["w0/c_nohash_0"]
+    clips = Clips(
+        torch.zeros(21, 10), torch.zeros(21), names, [speaker_of(n) for n in names]
+    )
+    drawn = asr.draw_sequences(clips, 200, seed=5)
+    assert drawn == asr.draw_sequences(clips, 200, seed=5)
+    assert drawn != asr.draw_sequences(clips, 200, seed=6)
+    assert {len(s) for s in drawn} == {3, 4, 5, 6}
+    assert all(len(set(s)) == len(s) for s in drawn)
+    speakers = [{speaker_of(n) for n in s} for s in drawn]
+    assert all(len(s) == 1 for s in speakers if "c" not in s)
+    assert all(len(s) == 2 for s in speakers if "c" in s)
+    with pytest.raises(ValueError, match="too few"):
+        asr.draw_sequences(clips.take(slice(0, 4)), 1, 0)
+
+
+def test_connected_words_sound_like_their_clips_and_come_again():
+    words = sample_words()
+    first, second = (
+        asr.speak_sequences(
+            words.test, words.classes, asr.draw_sequences(words.test, 6, 3), seed=4
+        )
+        for _ in range(2)
+    )
+    assert np.array_equal(first.samples, second.samples)
+    assert first.texts == second.texts
+    for i in range(6):
+        count = len(first.texts[i].split())
+        assert first.texts[i] == asr.normalise(first.texts[i])
+        assert 0.3 * count < first.lengths[i] / 16_000 < 1.5 * count + 0.4
+        assert 1000 < np.abs(first.wave(i).astype(int)).max() < 32_000
+    level = np.sqrt(np.mean(first.wave(0).astype(float) ** 2)) / 32_768
+    assert 0.02 < level < 0.1
+
+
+def test_a_share_of_the_labels_is_a_share_of_the_speakers():
+    words = sample_words()
+    some = asr.share_of_speakers(words.train, 0.3)
+    assert 0.3 <= len(some) / len(words.train) < 0.34
+    assert len(set(some.speakers)) == 12
+    corpus = asr.connected_words("quick", train=20, labels=0.3, words=words)
+    assert corpus.name == "sample-words-connected"
+    assert [len(p) for p in (corpus.train, corpus.validation, corpus.test)] == [
+        6,
+        40,
+        40,
+    ]
+    heard = {s for who in corpus.train.speakers for s in who.split("+")}
+    assert heard <= set(some.speakers)
+
+
+def test_the_committed_sequences_are_of_the_parts_own_clips():
+    for part, count in (("validation", 200), ("test", 600)):
+        own = set(read_lines(SPLITS / f"speech_commands_{part}.txt"))
+        lines = read_lines(SPLITS / f"connected_{part}.txt")
+        assert len(lines) == count
+        for line in lines:
+            assert 3 <= len(line.split()) <= 6
+            assert set(line.split()) <= own
+        one = [len({speaker_of(n) for n in line.split()}) == 1 for line in lines]
+        assert np.mean(one) > 0.9
