@@ -48,6 +48,14 @@ def parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument("--trials", type=int, help="per study; by default the day's own")
 
+    pretrain = commands.add_parser(
+        "pretrain",
+        help="Day 9's small wav2vec 2.0 from sound alone; stop it, start it again",
+    )
+    pretrain.add_argument("--profile", choices=days.PROFILES, default="study")
+    pretrain.add_argument("--steps", type=int, help="by default the profile's own")
+    pretrain.add_argument("--output", default="", help="another .safetensors file")
+
     container = commands.add_parser(
         "container", help="build the image, with the engine that is here"
     )
@@ -87,6 +95,10 @@ def main(argv: list[str] | None = None) -> int:
             from .sweep import sweep
 
             return sweep(args.day, args.profile, args.workers, args.trials)
+        if args.command == "pretrain":
+            from .pretrain import pretrain
+
+            return pretrain(args.profile, args.steps, args.output)
         if args.command == "container":
             from .container import container
 
