@@ -112,10 +112,11 @@ def receptive_field(config: Wav2Vec2Config) -> tuple[int, int]:
 class Recogniser(nn.Module):
     """A `Wav2Vec2ForCTC` with its vocabulary.
 
-    `(x, lengths)` to logits `(batch, frames, symbols)` and frames `(batch,)`. `x` is normalised waves `(batch, time)` with `lengths` in samples, or the convolutions' output
-    `(batch, frames, channels)`, kept from before, with `lengths` in frames; both ways are one computation.
-    SpecAugment's masks work in training. Group norm (wav2vec2-base) was trained without an attention
-    mask and is given none; there, padding changes a result a little.
+    `(x, lengths)` to logits `(batch, frames, symbols)` and frames `(batch,)`. `x` is normalised waves
+    `(batch, time)` with `lengths` in samples, or the convolutions' output `(batch, frames, channels)`,
+    kept from before, with `lengths` in frames; both ways are one computation. SpecAugment's masks work in
+    training. Group norm (wav2vec2-base) was trained without an attention mask and is given none; there,
+    padding changes a result a little. Raises ValueError when network and vocabulary do not fit.
     """
 
     def __init__(self, model: Wav2Vec2ForCTC, vocabulary: Vocabulary) -> None:
@@ -632,9 +633,9 @@ def fine_tune(
     Each epoch logs `train_loss` (per letter), `grad_norm`, `lr`, and of the validation part `val_loss`,
     `val_wer`, `val_cer`, `val_blanks` and three `decoded` lines. SpecAugment, dropout and layer drop are
     those of the recogniser's configuration. With `run` (or `checkpoint`) the state is saved after each
-    epoch and a killed training goes on there; an epoch's random numbers depend on `seed` and its number alone. Under
-    `accelerate launch` each batch is shared out over the processes, so the same settings give the same
-    training on any number of them; only the first writes.
+    epoch and a killed training goes on there; an epoch's random numbers depend on `seed` and its number
+    alone. Under `accelerate launch` each batch is shared out over the processes, so the same settings
+    give the same training on any number of them; only the first writes.
 
     Raises ValueError for utterances that cannot be learned (see Examples), Diverged when the loss of an
     epoch is not finite.
