@@ -144,6 +144,16 @@ def test_doctor_knows_copies_and_never_tells_to_delete_all_data(tmp_path, monkey
     assert mark.startswith("cifar10-other-")
 
 
+def test_doctor_names_the_folder_of_speech_that_it_does_not_know(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_DATA", str(tmp_path))
+    file = tmp_path / "LibriSpeech/dev-clean/84/1/84-1-0000.flac"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    (check,) = [c for c in doctor.data_sets() if c.what.startswith("librispeech_dev")]
+    assert check.state == "FAIL"
+    assert check.mend.startswith("delete LibriSpeech/dev-clean in the data folder")
+
+
 def test_doctor_speaks_without_torch():
     code = (
         "import sys; sys.modules['torch'] = None\n"

@@ -218,7 +218,8 @@ def data_sets() -> Iterator[Check]:
             continue
         found = data.identify(name)
         known = "-other-" not in found
-        folder = source.folder or next(iter(source.prints)).rsplit("/", 1)[0]
+        folder = source.holds or source.folder
+        folder = folder or next(iter(source.prints)).rsplit("/", 1)[0]
         mend = (
             f"delete {folder} in the data folder, then: make fetch DAY={source.days[0]}"
         )
