@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -47,6 +48,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TONES = {"A": 400, "B": 900, "C": 1700, " ": 0}
 RANDOM = ("hidden", "attention", "activation", "feat_proj", "final")
 CALM = {"layerdrop": 0.0, **{f"{name}_dropout": 0.0 for name in RANDOM}}
+PLAIN = {**CALM, "mask_time_prob": 0.0}  # no chance in a step at all
 
 
 def spoken(*texts: str, rate: int = 16_000, letter: float = 0.12) -> Sentences:
@@ -463,7 +465,7 @@ LAUNCHED = """
     import torch
     torch.set_num_threads(1)
     import test_wav2vec2 as t
-    recogniser, history = t.trained()
+    recogniser, history = t.trained(changes=t.PLAIN)
     from accelerate import PartialState
     if PartialState().is_main_process:
         result = dict(ranks=PartialState().num_processes, loss=history.steps["loss"],
@@ -474,28 +476,36 @@ LAUNCHED = """
 
 @pytest.mark.processes
 def test_two_processes_train_what_one_does(tmp_path):
+    """`accelerate launch --cpu` starts one of the two, as it does under mpirun: so it is called twice."""
     script = tmp_path / "launched.py"
     script.write_text(
         textwrap.dedent(LAUNCHED).format(root=str(ROOT), tests=str(ROOT / "tests"))
     )
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--num_processes",
-        "2",
-    ]
-    command += ["--cpu", "--num_machines", "1", "--mixed_precision", "no"]
-    command += ["--dynamo_backend", "no", "--main_process_port", "0"]
-    command += [str(script), str(tmp_path / "result.json")]
-    env = {**os.environ, "STUDY_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--num_processes", "2", "--cpu", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", port, str(script), str(tmp_path / "result.json")]
+    crew = []
+    for rank in ("0", "1"):
+        env = {**os.environ, "STUDY_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+        env |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
+        env |= {"LOCAL_WORLD_SIZE": "2"}
+        with open(tmp_path / f"{rank}.log", "w") as log:
+            crew.append(
+                subprocess.Popen(command, env=env, cwd=tmp_path, stdout=log, stderr=log)
+            )
+    try:
+        codes = [process.wait(180) for process in crew]
+    finally:
+        for process in crew:
+            process.kill()
+    assert codes == [0, 0], (tmp_path / "0.log").read_text()[-2000:]
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["ranks"] == 2
-    recogniser, history = trained()
+    recogniser, history = trained(changes=PLAIN)
     assert result["loss"] == pytest.approx(history.steps["loss"], rel=1e-4)
     np.testing.assert_allclose(
         result["weights"], weights(recogniser)[::101].numpy(), atol=2e-5
