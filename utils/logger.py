@@ -325,6 +325,10 @@ class Run:
         if self._wandb:
             self._wandb.log({k: float(v) for k, v in values.items()}, step=step)
 
+    def image(self, name: str, pixels: torch.Tensor, step: int) -> None:
+        """A grey picture `(height, width)`, 0 to 1, first row on top, into TensorBoard."""
+        self._writer.add_image(name, pixels.clamp(0, 1), step, dataformats="HW")
+
     def steps(self, first: int, curves: Mapping[str, Sequence[float]]) -> None:
         """Many steps at once, from step `first` on; `training.fit` calls it once an epoch."""
         length = max((len(v) for v in curves.values()), default=0)

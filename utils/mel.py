@@ -23,7 +23,7 @@ SILENCE = (math.log(FLOOR) - SHIFT) / SCALE
 
 @dataclass(frozen=True)
 class MelSettings:
-    """How sound becomes frames. `hop` and `window` in samples: 11.6 and 46 ms at 22.05 kHz, 16 and 64 at 16 kHz."""
+    """How sound becomes frames. Hop and window in samples: 11.6 and 46 ms at 22.05 kHz, 16 and 64 at 16 kHz."""
 
     sample_rate: int = 22_050
     n_fft: int = 1024
@@ -161,3 +161,11 @@ def trim_silence(
     """
     first, last = speech_bounds(wave, sample_rate, top_db, margin)
     return wave[first:last]
+
+
+def to_level(wave: Tensor, level: float = -25.0) -> Tensor:
+    """A wave `(time,)` as float at `level` dB of full scale (root mean square), or less where peaks would clip."""
+    wave = as_float(wave)
+    rms = wave.square().mean().sqrt().clamp(min=1e-8)
+    gain = torch.minimum(10 ** (level / 20) / rms, 0.99 / wave.abs().max().clamp(1e-8))
+    return wave * gain

@@ -18,11 +18,14 @@ SYMBOLS = PAD + END + " !',-.:;?" + "abcdefghijklmnopqrstuvwxyz"
 LONGEST = 600
 """Symbols that one text may have: longer ones are to be parted into sentences."""
 
-ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-    "fifteen sixteen seventeen eighteen nineteen"
-).split()
-TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
+ONES = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+    "nineteen",
+]  # fmt: skip
+TENS = [
+    "", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"
+]  # fmt: skip
 SCALES = ((10**12, "trillion"), (10**9, "billion"), (10**6, "million"), (1000, "thousand"))  # fmt: skip
 ORDINALS = {
     "one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth",
@@ -71,11 +74,8 @@ def cardinal(n: int) -> str:
 def ordinal(n: int) -> str:
     """A place in words: 21 is `twenty first`."""
     *head, last = cardinal(n).split()
-    if last in ORDINALS:
-        last = ORDINALS[last]
-    else:
-        last = f"{last[:-1]}ieth" if last.endswith("y") else f"{last}th"
-    return " ".join([*head, last])
+    regular = f"{last[:-1]}ieth" if last.endswith("y") else f"{last}th"
+    return " ".join([*head, ORDINALS.get(last, regular)])
 
 
 def _digits(text: str) -> str:
@@ -84,10 +84,9 @@ def _digits(text: str) -> str:
 
 def _number(match: re.Match) -> str:
     whole, _, part = match[0].replace(",", "").partition(".")
-    if len(whole) > 15 or (len(whole) > 1 and whole[0] == "0"):
-        words = _digits(whole)  # a code or a telephone number, not a quantity
-    else:
-        words = cardinal(int(whole))
+    # a leading zero, or very many digits: a code or a telephone number, not a quantity
+    code = len(whole) > 15 or (len(whole) > 1 and whole[0] == "0")
+    words = _digits(whole) if code else cardinal(int(whole))
     return f"{words} point {_digits(part)}" if part else words
 
 
@@ -203,7 +202,9 @@ def encode_batch(texts: Sequence[str], length: int = 0) -> tuple[Tensor, Tensor]
         raise ValueError("encode_batch needs at least one text")
     longest = max(map(len, every))
     if length and length < longest:
-        raise ValueError(f"a text has {longest} symbols, the batch has room for {length}")
+        raise ValueError(
+            f"a text has {longest} symbols, the batch has room for {length}"
+        )
     out = torch.zeros(len(every), length or longest, dtype=torch.long)
     for row, numbers in zip(out, every, strict=True):
         row[: len(numbers)] = torch.tensor(numbers)
