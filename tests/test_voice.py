@@ -1,0 +1,188 @@
+"""Measures of a cloned voice against hand and brute force; references that cannot be used."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils import voice
+from utils.features import MFCC, AudioError
+
+RATE = 16_000
+
+
+def speechlike(
+    seconds: float = 1.5, seed: int = 0, pitch: float = 120.0
+) -> torch.Tensor:
+    """A buzz whose formant moves: not speech, but with a spectrum that changes."""
+    t = torch.arange(round(seconds * RATE)) / RATE
+    buzz = sum(torch.sin(2 * math.pi * pitch * k * t + k) / k for k in range(1, 30))
+    slow = torch.sin(2 * math.pi * 3 * t + seed)
+    noise = torch.randn(len(t), generator=torch.Generator().manual_seed(seed))
+    return 0.05 * buzz * (1.2 + slow) + 0.01 * noise * (1 - slow)
+
+
+# --- references ---------------------------------------------------------------------
+
+
+def test_a_good_reference_is_trimmed_and_resampled():
+    wave = torch.cat([torch.zeros(RATE), speechlike(2.0), torch.zeros(RATE)])
+    kept = voice.check_reference(wave, RATE)
+    assert len(kept) / RATE == pytest.approx(2.06, abs=0.05)
+    doubled = voice.check_reference(wave.repeat_interleave(2), 2 * RATE)
+    assert len(doubled) == pytest.approx(len(kept), abs=RATE // 50)
+
+
+def test_references_that_cannot_be_used_say_why():
+    with pytest.raises(AudioError, match="silent .* microphone"):
+        voice.check_reference(torch.zeros(5 * RATE), RATE)
+    with pytest.raises(AudioError, match="0.3 s of speech, 1 s at least"):
+        voice.check_reference(speechlike(0.3), RATE)
+    padded = torch.cat([torch.zeros(3 * RATE), speechlike(0.3), torch.zeros(3 * RATE)])
+    with pytest.raises(AudioError, match="0.4 s of speech"):
+        voice.check_reference(padded, RATE)
+    with pytest.raises(AudioError, match="holds no samples"):
+        voice.check_reference(torch.zeros(0), RATE)
+    with pytest.raises(AudioError, match="no numbers"):
+        voice.check_reference(torch.full((RATE,), float("nan")), RATE)
+
+
+# --- whose voice --------------------------------------------------------------------
+
+
+def test_similarity_is_the_cosine():
+    a = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    b = torch.tensor([[0.0, 2.0], [3.0, 0.0]])
+    assert voice.similarity(a, b).tolist() == pytest.approx([0.0, math.sqrt(0.5)])
+    assert voice.similarity(a[0], 5 * a[0]).item() == pytest.approx(1.0)
+
+
+def test_identification():
+    enrolled = {
+        "a": torch.tensor([[1.0, 0.0, 0.0], [30.0, 30.0, 0.0]]),  # a loud one weighs no more
+        "b": torch.tensor([0.0, 1.0, 0.0]),
+        "c": torch.tensor([0.0, 0.0, 9.0]),
+    }  # fmt: skip
+    spoken = torch.tensor([[5.0, 2.0, 0.0], [0.0, 1.0, 0.1], [0.0, 1.0, 1.2]])
+    assert voice.identify(spoken, enrolled) == ["a", "b", "c"]
+    assert voice.identification_rate(spoken, ["a", "b", "b"], enrolled) == 2 / 3
+    with pytest.raises(ValueError, match="not enrolled: \\['z'\\]"):
+        voice.identification_rate(spoken, ["a", "b", "z"], enrolled)
+
+
+# --- distance -----------------------------------------------------------------------
+
+
+def every_way(cost: np.ndarray) -> float:
+    """The cheapest path by trying all of them."""
+    n, m = cost.shape
+
+    def rest(i: int, j: int) -> float:
+        if (i, j) == (n - 1, m - 1):
+            return cost[i, j]
+        ways = [(i + 1, j), (i, j + 1), (i + 1, j + 1)]
+        return cost[i, j] + min(rest(*w) for w in ways if w[0] < n and w[1] < m)
+
+    return rest(0, 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 5), m=st.integers(1, 5), seed=st.integers(0, 10**6))
+def test_warping_is_the_cheapest_of_all_ways(n, m, seed):
+    cost = np.random.default_rng(seed).random((n, m))
+    total, path = voice.dtw(cost)
+    assert total == pytest.approx(every_way(cost))
+    assert total == pytest.approx(cost[path[:, 0], path[:, 1]].sum())
+    assert path[0].tolist() == [0, 0]
+    assert path[-1].tolist() == [n - 1, m - 1]
+    moves = np.diff(path, axis=0)
+    assert ((moves >= 0) & (moves <= 1)).all()
+    assert (moves.sum(1) >= 1).all()
+
+
+def test_warping_wants_a_matrix():
+    with pytest.raises(ValueError, match="cost matrix"):
+        voice.dtw(np.zeros((0, 4)))
+
+
+def test_cepstra_are_those_of_the_log_spectrum(monkeypatch):
+    """A log-mel that differs by a cosine of A dB: distortion A / sqrt(2), its root mean square."""
+    height = 6.0
+    n = torch.arange(60)
+    ripple = height * torch.cos(math.pi * 3 * (n + 0.5) / 60) * math.log(10) / 10
+    dct = MFCC(14, n_mels=60).dct
+    flat, rippled = ((dct @ x)[1:] / math.sqrt(120) for x in (torch.zeros(60), ripple))
+    pair = iter([flat[None], rippled[None]])
+    monkeypatch.setattr(voice, "mel_cepstra", lambda *_: next(pair))
+    distortion = voice.mel_cepstral_distortion(torch.zeros(1), torch.zeros(1), RATE)
+    assert distortion == pytest.approx(height / math.sqrt(2), rel=1e-4)
+
+
+def test_distortion_grows_with_the_difference():
+    a = speechlike()
+    assert voice.mel_cepstra(a, RATE).shape == (1 + len(a) // 80, 13)
+    same = voice.mel_cepstral_distortion(a, a, RATE)
+    louder = voice.mel_cepstral_distortion(a, 2 * a, RATE)
+    noisy = voice.mel_cepstral_distortion(
+        a, a + 0.002 * torch.randn(len(a), generator=torch.Generator().manual_seed(1)), RATE
+    )  # fmt: skip
+    other = voice.mel_cepstral_distortion(a, speechlike(seed=5, pitch=210), RATE)
+    assert same == pytest.approx(0, abs=1e-6)
+    assert louder < 0.1 < noisy < other
+    assert voice.mel_cepstral_distortion(a, a[: RATE // 2], RATE) > same
+
+
+def test_warping_forgives_a_pause():
+    a = speechlike(1.0)
+    late = torch.cat([a[: RATE // 2], a[RATE // 2 - 800 : RATE // 2], a[RATE // 2 :]])
+    stretched = voice.mel_cepstral_distortion(a, late, RATE)
+    assert stretched < 0.5 * voice.mel_cepstral_distortion(a, a.flip(0), RATE)
+
+
+# --- speed and words ----------------------------------------------------------------
+
+
+def test_real_time_factor(monkeypatch):
+    clock = iter([0.0, 3.0, 10.0, 12.0, 20.0, 24.0])
+    monkeypatch.setattr(voice.time, "perf_counter", lambda: next(clock))
+    factor = voice.real_time_factor(
+        lambda: [torch.zeros(RATE), torch.zeros(3 * RATE)], RATE, torch.device("cpu")
+    )
+    assert factor == pytest.approx(2.0 / 4.0)
+
+
+def test_words_are_plain():
+    assert voice.plain_words("Dr. Who? It's 'two' o'clock -- 3 times!") == (
+        "doctor who it's two o'clock three times"
+    )
+
+
+def test_word_error_rate_over_all_words(monkeypatch):
+    said = iter(["one three", "four five six"])
+    monkeypatch.setattr(voice, "hear", lambda wave, rate: next(said))
+    rate, heard = voice.heard_word_error_rate(
+        [torch.zeros(9)] * 2, ["1, 2, 3.", "Four five."], RATE
+    )
+    assert rate == pytest.approx(2 / 5)
+    assert heard == ["one three", "four five six"]
+
+
+def test_a_missing_recogniser_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pocketsphinx", None)
+    voice._decoder.cache_clear()
+    with pytest.raises(voice.MissingRecogniser, match="pip install pocketsphinx"):
+        voice.hear(speechlike(), RATE)
+    assert not voice.recogniser_is_here()
+
+
+def test_the_recogniser_answers_with_words():
+    pytest.importorskip("pocketsphinx")
+    voice._decoder.cache_clear()
+    assert isinstance(voice.hear(speechlike(), RATE), str)
+    assert voice.hear(torch.zeros(RATE), RATE) == ""

@@ -1,0 +1,226 @@
+"""How good is a cloned voice: whose it is, what one understands, how far it is from a recording, how fast it came.
+
+A number means little alone: put the same measure of real speech and of copy-synthesis beside it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .device import synchronize
+from .features import MFCC, SAMPLE_RATE, AudioError, resample, to_mono
+from .mel import speech_bounds
+from .pack import to_int16
+from .text import normalise
+
+LEAST_SECONDS = 1.0
+"""Speech that a reference recording must hold; 5 seconds are better."""
+
+
+class MissingRecogniser(RuntimeError):
+    """pocketsphinx is not installed; the message says how to have it."""
+
+
+def check_reference(
+    wave: Tensor | np.ndarray, rate: int, sample_rate: int = SAMPLE_RATE
+) -> Tensor:
+    """A recording of a voice to clone, as mono `(time,)` at `sample_rate` Hz without silence around it.
+
+    `wave` `(time,)` or `(channels, time)` at `rate` Hz. Raises AudioError for what is no sound, for silence,
+    and for less than a second of speech.
+    """
+    wave = to_mono(wave, rate, sample_rate, "the reference")
+    first, last = speech_bounds(wave, sample_rate)
+    seconds = (last - first) / sample_rate
+    if seconds < LEAST_SECONDS:
+        raise AudioError(
+            f"the reference holds {seconds:.1f} s of speech, {LEAST_SECONDS:g} s at least are wanted: "
+            "record about 5 seconds of one person speaking."
+        )
+    return wave[first:last]
+
+
+# --- whose voice it is --------------------------------------------------------------------------------
+
+
+def similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of the angle between d-vectors `(..., d)`, pair by pair: 1 is the same direction."""
+    return F.cosine_similarity(a.float(), b.float(), dim=-1)
+
+
+def identify(d_vectors: Tensor, enrolled: Mapping[str, Tensor]) -> list[str]:
+    """For each d-vector `(n, d)` the enrolled speaker whose own is nearest by cosine.
+
+    `enrolled` gives each speaker's d-vector `(d,)` or several `(utterances, d)`, which are averaged after they
+    are brought to length 1. Score with another encoder than the one that conditioned the synthesizer.
+    """
+    names = list(enrolled)
+    means = [
+        F.normalize(torch.atleast_2d(enrolled[n]).float(), dim=1).mean(0) for n in names
+    ]
+    scores = similarity(d_vectors[:, None], torch.stack(means).to(d_vectors.device))
+    return [names[i] for i in scores.argmax(1).tolist()]
+
+
+def identification_rate(
+    d_vectors: Tensor, speakers: Sequence[str], enrolled: Mapping[str, Tensor]
+) -> float:
+    """Share of d-vectors `(n, d)` that are nearest to the speaker they are meant to be (top-1), 0 to 1.
+
+    Raises ValueError when there is none, or a speaker is not enrolled.
+    """
+    unknown = sorted(set(speakers) - set(enrolled))
+    if unknown or not len(speakers) or len(speakers) != len(d_vectors):
+        raise ValueError(
+            f"{len(d_vectors)} d-vectors, {len(speakers)} speakers, not enrolled: {unknown or 'none'}"
+        )
+    found = identify(d_vectors, enrolled)
+    return sum(a == b for a, b in zip(found, speakers, strict=True)) / len(speakers)
+
+
+# --- how far from a recording -------------------------------------------------------------------------
+
+
+def dtw(cost: np.ndarray) -> tuple[float, np.ndarray]:
+    """Dynamic time warping: the cheapest way through a cost matrix `(n, m)`, and its cells `(steps, 2)`.
+
+    From the first cell to the last by steps down, right, or both; the sum is over the cells visited (Sakoe &
+    Chiba, 1978, without weights or band). A row is done at once: going right from k to j costs a difference
+    of running sums. Raises ValueError for an empty matrix.
+    """
+    cost = np.asarray(cost, dtype=np.float64)
+    if cost.ndim != 2 or not cost.size:
+        raise ValueError(f"a cost matrix (n, m) is wanted, not {cost.shape}")
+    n, m = cost.shape
+    total = np.full((n, m), np.inf)
+    total[0] = np.cumsum(cost[0])
+    for i in range(1, n):
+        entry = total[i - 1].copy()  # cheapest way into each cell from the row above
+        entry[1:] = np.minimum(entry[1:], total[i - 1, :-1])
+        sums = np.cumsum(cost[i])
+        total[i] = sums + np.minimum.accumulate(entry - (sums - cost[i]))
+    path = [(n - 1, m - 1)]
+    while path[-1] != (0, 0):
+        i, j = path[-1]
+        ways = [(i - 1, j - 1), (i - 1, j), (i, j - 1)]
+        path.append(min((w for w in ways if min(w) >= 0), key=lambda w: total[w]))
+    return float(total[-1, -1]), np.array(path[::-1])
+
+
+def mel_cepstra(wave: Tensor, sample_rate: int, order: int = 13) -> Tensor:
+    """Mel-cepstrum `(frames, order)` of a wave `(time,)` without its 0th coefficient, the level.
+
+    Scaled as the coefficients of `ln |H| = c_0 + sum c_k cos(k w)` over the mel axis, from 60 mels every 5 ms.
+    """
+    window = round(0.025 * sample_rate)
+    n_fft = 2 ** math.ceil(math.log2(2 * window))
+    front = MFCC(
+        order + 1, n_mels=60, sample_rate=sample_rate, n_fft=n_fft, window=window,
+        hop=round(0.005 * sample_rate), f_max=min(8000.0, sample_rate / 2),
+    )  # fmt: skip
+    cepstrum = front(wave[None].cpu().float())[0, 1:].T
+    return cepstrum / math.sqrt(2 * front.n_mels)
+
+
+def mel_cepstral_distortion(
+    a: Tensor, b: Tensor, sample_rate: int, order: int = 13
+) -> float:
+    """Mel-cepstral distortion in dB between two waves `(time,)` that say the same, warped onto each other.
+
+    `10 / ln 10 * sqrt(2 sum (c_k - c'_k)^2)` (Kubichek, 1993), mean over the path of `dtw`. Level does not
+    count; silence around the speech does: trim it. 0 for the same wave; compare only values of this one function,
+    since every toolkit has its own cepstrum.
+    """
+    x, y = (mel_cepstra(w, sample_rate, order) for w in (a, b))
+    distance = 10 / math.log(10) * math.sqrt(2) * torch.cdist(x.double(), y.double())
+    total, path = dtw(distance.numpy())
+    return total / len(path)
+
+
+# --- how fast -----------------------------------------------------------------------------------------
+
+
+def real_time_factor(
+    make: Callable[[], Tensor | Sequence[Tensor]],
+    sample_rate: int,
+    device: torch.device,
+    repeats: int = 3,
+) -> float:
+    """Seconds of computing per second of sound that `make()` gives (one wave, a batch, or several waves).
+
+    The fastest of `repeats` runs, after one that is not timed. Below 1 is faster than real time.
+    """
+    make()
+    best, seconds = math.inf, 0.0
+    for _ in range(repeats):
+        synchronize(device)
+        began = time.perf_counter()
+        waves = make()
+        synchronize(device)
+        best = min(best, time.perf_counter() - began)
+        parts = [waves] if isinstance(waves, Tensor) else waves
+        seconds = sum(w.numel() for w in parts) / sample_rate
+    return best / seconds
+
+
+# --- what one understands -----------------------------------------------------------------------------
+
+
+def plain_words(text: str) -> str:
+    """The words of a text as a recogniser writes them: normalised, without punctuation."""
+    kept = "".join(c if c.isalpha() or c == "'" else " " for c in normalise(text))
+    return " ".join(w.strip("'") for w in kept.split() if w.strip("'"))
+
+
+@lru_cache(maxsize=1)
+def _decoder():
+    try:
+        from pocketsphinx import Decoder
+    except ImportError as e:
+        raise MissingRecogniser(
+            "The independent recogniser is an extra: pip install pocketsphinx (it brings its model and "
+            "needs no network afterwards). Without it the word error rate is not measured."
+        ) from e
+    return Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
+
+
+def recogniser_is_here() -> bool:
+    """Whether pocketsphinx can be used."""
+    try:
+        _decoder()
+    except MissingRecogniser:
+        return False
+    return True
+
+
+def hear(wave: Tensor, sample_rate: int) -> str:
+    """What pocketsphinx understands of a wave `(time,)`, offline. Raises MissingRecogniser where it is not."""
+    decoder = _decoder()
+    wave = resample(wave.cpu().float(), sample_rate, SAMPLE_RATE)
+    peak = wave.abs().max().clamp(min=1e-6)
+    decoder.start_utt()
+    decoder.process_raw(to_int16(0.5 * wave / peak).tobytes(), full_utt=True)
+    decoder.end_utt()
+    best = decoder.hyp()
+    return best.hypstr if best else ""
+
+
+def heard_word_error_rate(
+    waves: Sequence[Tensor], texts: Sequence[str], sample_rate: int
+) -> tuple[float, list[str]]:
+    """Word error rate of pocketsphinx on waves that should say `texts`, over all words, and what it heard.
+
+    Its own errors are in it: compare with real speech and copy-synthesis. Raises MissingRecogniser.
+    """
+    import jiwer
+
+    heard = [hear(w, sample_rate) for w in waves]
+    return jiwer.wer([plain_words(t) for t in texts], heard), heard
