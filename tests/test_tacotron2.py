@@ -26,7 +26,7 @@ from utils.models.tacotron2 import (
 )
 from utils.text import SYMBOLS, encode_batch
 from utils.training import Diverged
-from utils.tts import LengthBatches, Sentences, Watch
+from utils.tts import LengthBatches, Utterances, Watch
 
 MELS = 8
 SMALL = TacotronConfig(
@@ -35,8 +35,8 @@ SMALL = TacotronConfig(
 )  # fmt: skip
 
 
-def sentences(count: int = 4, seed: int = 0, low: int = 5, high: int = 9) -> Sentences:
-    """Sentences whose every letter sounds for three frames, each letter with a spectrum of its own."""
+def sentences(count: int = 4, seed: int = 0, low: int = 5, high: int = 9) -> Utterances:
+    """Utterances whose every letter sounds for three frames, each letter with a spectrum of its own."""
     g = torch.Generator().manual_seed(seed)
     spectra = torch.randn(
         len(SYMBOLS), MELS, generator=torch.Generator().manual_seed(1)
@@ -49,7 +49,7 @@ def sentences(count: int = 4, seed: int = 0, low: int = 5, high: int = 9) -> Sen
         text[i, n - 1] = 1
         mel[i, :, : 3 * n] = spectra[text[i, :n]].repeat_interleave(3, 0).T
     d_vectors = torch.randn(count, 6, generator=g)
-    return Sentences(text, lengths, d_vectors, mel, 3 * lengths, list(range(count)))
+    return Utterances(text, lengths, d_vectors, mel, 3 * lengths, list(range(count)))
 
 
 def model(config: TacotronConfig = SMALL, seed: int = 0) -> Tacotron2:

@@ -6,6 +6,7 @@ is all that it reads. On a GPU the step can be captured once and replayed (`capt
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ Vocoder = Callable[[Tensor], Tensor]
 
 
 @dataclass
-class Sentences:
+class Utterances:
     """Spoken sentences in memory, padded: text `(n, letters)`, mel `(n, n_mels, frames)`, d-vectors `(n, 256)`.
 
     `numbers` are their places among what was given to `prepare`, which leaves some out.
@@ -56,9 +57,9 @@ class Sentences:
     def __len__(self) -> int:
         return len(self.text)
 
-    def to(self, device: torch.device) -> Sentences:
+    def to(self, device: torch.device) -> Utterances:
         tensors = [getattr(self, name).to(device) for name in TextBatch._fields]
-        return Sentences(*tensors, self.numbers, self.skipped)
+        return Utterances(*tensors, self.numbers, self.skipped)
 
     def batch(
         self, index: Tensor | Sequence[int], r: int, frames: int = 0, letters: int = 0
@@ -89,7 +90,7 @@ def prepare(
     mel: SynthesisMel,
     longest: float = 8.0,
     bar: bool = True,
-) -> Sentences:
+) -> Utterances:
     """Utterances as training data: silence trimmed, level made equal, mel and symbols computed once.
 
     `waves` `(time,)` each, float or int16, at `mel.settings.sample_rate`; `d_vectors` `(n, 256)`. Left out, and
@@ -127,10 +128,29 @@ def prepare(
     ).transpose(1, 2)
     text_lengths = torch.tensor([len(s) for s in symbols])
     mel_lengths = torch.tensor([m.shape[1] for m in mels])
-    sentences = Sentences(
+    sentences = Utterances(
         text, text_lengths, d_vectors[kept].float(), frames.contiguous(), mel_lengths, kept, skipped
     )  # fmt: skip
     return sentences.to(device)
+
+
+def speaker_vectors(
+    waves: Sequence[Tensor | np.ndarray],
+    speakers: Sequence[str],
+    embed: Callable[[list[Tensor]], Tensor],
+    most: int = 10,
+) -> Tensor:
+    """One d-vector per speaker, given to each of that speaker's utterances: `(n, d)`, of length 1.
+
+    The mean over the d-vectors of up to `most` utterances; `embed` takes waves `(time,)` at the rate
+    that it wants and gives `(utterances, d)`. A voice, not what one sentence made of it.
+    """
+    found: dict[str, Tensor] = {}
+    for speaker in dict.fromkeys(speakers):
+        some = [w for w, s in zip(waves, speakers, strict=True) if s == speaker][:most]
+        some = [w if isinstance(w, Tensor) else torch.from_numpy(np.array(w)) for w in some]  # fmt: skip
+        found[speaker] = F.normalize(embed(some).float().mean(0), dim=0)
+    return torch.stack([found[s] for s in speakers])
 
 
 class LengthBatches:
@@ -144,7 +164,7 @@ class LengthBatches:
 
     def __init__(
         self,
-        sentences: Sentences,
+        sentences: Utterances,
         batch_size: int,
         r: int,
         *,
@@ -323,6 +343,14 @@ def train(
     )  # fmt: skip
 
 
+@contextlib.contextmanager
+def repeatable(device: torch.device, seed: int = 0) -> Iterator[None]:
+    """Within it torch draws by `seed`; afterwards its generators are as they were before."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 @dataclass
 class Validation:
     """What one validation saw of its first sentence, and the numbers over all: `alignment` `(steps, letters)`,
@@ -350,12 +378,10 @@ def validate(loss: TacotronLoss, batch: TextBatch, seed: int = 0) -> Validation:
     r, device = model.config.r, batch.text.device
     loss.eval()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with repeatable(device, seed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `free_stopped` says it
             out, parts = loss.parts(batch)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # `free_stopped` says it
-                free = model.generate(batch.text, batch.text_lengths, batch.d_vectors)
+            free = model.generate(batch.text, batch.text_lengths, batch.d_vectors)
     finally:
         loss.train(was_training)
     steps = speech_steps(batch.mel_lengths, r)
@@ -451,8 +477,7 @@ def speak(
     d_vectors = torch.as_tensor(d_vectors, dtype=torch.float32, device=device)
     d_vectors = d_vectors.expand(len(texts), -1)
     model.eval()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with repeatable(device, seed):
         return model.generate(
             text.to(device), lengths.to(device), d_vectors, threshold, window=window
         )
