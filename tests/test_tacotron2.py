@@ -7,9 +7,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import FixedTrial
 
 from utils import tts
-from utils.mel import SILENCE
+from utils.logger import RunLogger, read_table
+from utils.mel import SILENCE, MelSettings, SynthesisMel
 from utils.models.tacotron2 import (
     FRAMES_EXTRA,
     FRAMES_PER_LETTER,
@@ -24,6 +27,7 @@ from utils.models.tacotron2 import (
     speech_steps,
     steps_to_alignment,
 )
+from utils.sweeps import day12
 from utils.text import SYMBOLS, encode_batch
 from utils.training import Diverged
 from utils.tts import LengthBatches, Utterances, Watch
@@ -407,3 +411,46 @@ def test_validations_are_kept_in_a_folder(tmp_path):
     assert len(kept) == 2
     assert kept[0].numbers == kept[1].numbers
     assert np.array_equal(kept[0].alignment, tts.validate(loss, batch).alignment)
+
+
+# --- Day 12's search ----------------------------------------------------------------
+
+
+def test_the_score_wants_alignment_early():
+    assert day12.score(100, 800, 0.9) > day12.score(400, 800, 0.99)
+    assert day12.score(800, 800, 0.7) > day12.score(None, 800, 0.5)
+    assert day12.score(None, 800, 0.5) > day12.score(None, 800, 0.1)
+
+
+def test_a_trial_leaves_a_row_and_its_alignment(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
+    small = {"encoder": [16], "decoder": [16, 24], "r": [3], "guided": [1.0]}
+    for name, choices in small.items():
+        monkeypatch.setitem(day12.SPACE, name, CategoricalDistribution(choices))
+    settings = MelSettings(8000, 256, 256, 64, MELS, 20, 4000)
+    noise = [0.1 * torch.randn(1600 + 64 * i) for i in range(3)]
+    every = sentences(8)
+    data = day12.Material("toy", every, every, noise, SynthesisMel(settings))
+    budget = {"steps": 4, "every": 2, "batch_size": 4}
+    log = RunLogger(
+        12, "quick", "toy", torch.device("cpu"), day12.COLUMNS, folder=tmp_path
+    )
+    trial = FixedTrial(
+        {"encoder": 16, "decoder": 24, "r": 3, "guided": 1.0, "lr": 0.00123456}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nothing stops after four steps
+        value = day12.objective(log, data, budget)(trial)
+    (row,) = read_table(log.path)
+    assert (row["decoder"], row["lr"], row["steps"]) == ("24", "0.001235", "4")
+    assert float(row["grad_norm"]) > 0
+    assert float(row["audio_quality"]) > 0
+    assert len(row["diagonality_curve"].split()) == 2
+    assert value == pytest.approx(
+        day12.score(
+            int(row["steps_to_alignment"]) if row["steps_to_alignment"] else None,
+            4, float(row["diagonality"]),
+        ), abs=1e-5,
+    )  # fmt: skip
+    with np.load(tmp_path / "alignments" / f"{row['run']}.npz") as kept:
+        assert kept["alignment"].shape[1] == int(every.text_lengths[0])

@@ -25,6 +25,7 @@ from utils.mel import (
     trim_silence,
 )
 from utils.models.tacotron2 import Tacotron2, TacotronConfig
+from utils.models.waveglow import WaveGlow, WaveGlowConfig
 from utils.text import (
     LONGEST,
     SYMBOLS,
@@ -275,3 +276,63 @@ def test_text_becomes_files_of_sound(tmp_path):
     for text in ("", "你好"):
         with pytest.raises(TextError):
             tts.speak(model, [text], torch.ones(256))
+
+
+def test_voices_are_means_over_a_speakers_utterances():
+    waves = [np.full(4, value, np.int16) for value in (1, 3, 10, 0)]
+    asked = []
+
+    def embed(some):
+        asked.append(len(some))
+        means = torch.stack([w.float().mean() for w in some])
+        return torch.stack([means, torch.ones_like(means)], 1)
+
+    got = tts.speaker_vectors(waves, ["a", "a", "b", "a"], embed, most=2)
+    assert asked == [2, 1]
+    a = torch.tensor([2.0, 1.0]) / math.sqrt(5)
+    torch.testing.assert_close(got[[0, 1, 3]], a.expand(3, 2))
+    torch.testing.assert_close(got.norm(dim=1), torch.ones(4))
+
+
+def test_networks_are_written_with_their_sizes(tmp_path):
+    torch.manual_seed(0)
+    config = TacotronConfig(encoder=16, decoder=16, r=4, n_mels=20, postnet=8, prenet=8)
+    glow = WaveGlowConfig(
+        flows=2, group=8, layers=2, channels=8, condition=8, n_mels=20
+    )
+    for model in (Tacotron2(config), WaveGlow(glow)):
+        path = tmp_path / f"{type(model).__name__}.safetensors"
+        assert tts.save_network(path, model, steps=7) == path.stat().st_size
+        again, card = tts.load_network(path)
+        assert again.config == model.config
+        assert card["steps"] == 7
+        assert not again.training
+        for name, tensor in model.state_dict().items():
+            kept = again.state_dict()[name]
+            torch.testing.assert_close(kept, tensor, rtol=1e-3, atol=1e-4)
+    with pytest.raises(FileNotFoundError, match="run the notebook that trains it"):
+        tts.load_network(tmp_path / "none.safetensors")
+
+
+def test_the_benchmark_measures_both_on_the_same_sentences(monkeypatch):
+    from utils.bench import tts as bench
+
+    for name, value in {"BATCH": 2, "LETTERS": 6, "FRAMES": 9}.items():
+        monkeypatch.setattr(bench, name, value)
+    runs = []
+    monkeypatch.setattr(
+        bench, "per_second", lambda work, device: runs.append(work()) or 1.0
+    )
+    config = TacotronConfig(
+        encoder=16, decoder=16, r=3, postnet=8, prenet=8, attention=8
+    )
+    for claim in (
+        bench.training(torch.device("cpu"), config),
+        bench.speaking(torch.device("cpu"), config),
+    ):
+        assert claim.stock == claim.ours == 18
+    assert len(runs) == 4
+    stock = bench.stock_tacotron(config, 9)
+    assert (
+        stock.decoder.attention_rnn.hidden_size == stock.embedding.embedding_dim == 16
+    )

@@ -7,6 +7,7 @@ is all that it reads. On a GPU the step can be captured once and replayed (`capt
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,14 +27,17 @@ from .models.tacotron2 import (
     TAIL,
     Speech,
     Tacotron2,
+    TacotronConfig,
     TacotronLoss,
     TextBatch,
     diagonality,
     speech_steps,
 )
+from .models.waveglow import WaveGlow, WaveGlowConfig
 from .pack import to_int16
 from .text import TextError, encode, encode_batch
 from .training import History, fit
+from .weights import load_weights, save_weights
 
 Vocoder = Callable[[Tensor], Tensor]
 """Normalised mel `(batch, n_mels, frames)` to sound `(batch, (frames - 1) * hop)`."""
@@ -499,3 +503,37 @@ def write_wav(path: Path, wave: Tensor, sample_rate: int) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, to_int16(wave), sample_rate, subtype="PCM_16")
+
+
+# --- weights ------------------------------------------------------------------------------------------
+
+NETWORKS = {
+    "Tacotron2": (Tacotron2, TacotronConfig),
+    "WaveGlow": (WaveGlow, WaveGlowConfig),
+}
+
+
+def save_network(path: Path, model: Tacotron2 | WaveGlow, **card: Any) -> int:
+    """Write a synthesizer or vocoder as float16 safetensors; its sizes go into the card. Returns the bytes."""
+    known = {"network": type(model).__name__, "config": model.config.card()}
+    return save_weights(path, model, known | card, half=True)
+
+
+def load_network(
+    path: Path, device: torch.device | str = "cpu"
+) -> tuple[Tacotron2 | WaveGlow, dict[str, Any]]:
+    """What `save_network` wrote, in float32 and evaluation mode, and its card.
+
+    Raises FileNotFoundError where weights or card are missing.
+    """
+    for file in (path, path.with_suffix(".json")):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file.name} is not in {file.parent.name}: it comes with the repository, or run the "
+                "notebook that trains it."
+            )
+    card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    network, config = NETWORKS[card["network"]]
+    model = network(config(**card["config"]))
+    load_weights(path, model)
+    return model.to(device).eval(), card
