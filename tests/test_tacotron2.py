@@ -347,6 +347,11 @@ def test_mixed_precision_gives_nearly_the_same_loss():
     with torch.autocast("cpu", torch.bfloat16):
         rough = loss(batch)
     assert rough.item() == pytest.approx(exact.item(), rel=0.05)
+    loss.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(batch)
+    value.backward()
+    assert all(torch.isfinite(p.grad).all() for p in loss.parameters())
 
 
 def test_a_captured_step_wants_cuda():

@@ -334,8 +334,9 @@ def train(
     optimizer = torch.optim.AdamW(
         loss.parameters(), lr, weight_decay=weight_decay, fused=device.type == "cuda"
     )
+    total = max(2, epochs * len(batches))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, epochs * len(batches), pct_start=warmup
+        optimizer, lr, total, pct_start=max(warmup, 2 / total)
     )
     if graph:
         capture(loss, next(iter(batches.epoch(0)))[0], mixed)
