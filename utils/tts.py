@@ -334,7 +334,7 @@ def train(
     optimizer = torch.optim.AdamW(
         loss.parameters(), lr, weight_decay=weight_decay, fused=device.type == "cuda"
     )
-    total = max(2, epochs * len(batches))
+    total = max(3, epochs * len(batches))  # fewer have no room for up and down
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, lr, total, pct_start=max(warmup, 2 / total)
     )
