@@ -255,9 +255,7 @@ def trained():
     loss = TacotronLoss(model(), guided=2.0)
     batches = LengthBatches(every, 4, SMALL.r, buckets=1, steps=40)
     watch = Watch(every.batch([0, 1, 2, 3], SMALL.r))
-    history = tts.train(
-        loss, batches, epochs=3, lr=1e-2, mixed=False, validate=watch, bar=False
-    )
+    history = tts.train(loss, batches, epochs=3, lr=1e-2, validate=watch, bar=False)
     return every, loss, history, watch
 
 
@@ -314,7 +312,7 @@ def training(tmp_path, stop_after=None, epochs=3):
         return {}
 
     return loss, tts.train(
-        loss, batches, epochs=epochs, mixed=False, validate=validate, bar=False,
+        loss, batches, epochs=epochs, validate=validate, bar=False,
         checkpoint=tmp_path / "c.pt",
     )  # fmt: skip
 
@@ -337,7 +335,7 @@ def test_a_rate_that_is_too_large_is_named():
     loss.model.to_mel.bias.data.fill_(float("nan"))
     batches = LengthBatches(sentences(), 2, 2, buckets=1)
     with pytest.raises(Diverged):
-        tts.train(loss, batches, epochs=1, bar=False, mixed=False)
+        tts.train(loss, batches, epochs=1, bar=False)
 
 
 def test_mixed_precision_gives_nearly_the_same_loss():

@@ -109,9 +109,7 @@ def test_the_loss_falls_in_training_and_sound_comes_out():
     )  # fmt: skip
     torch.manual_seed(0)
     model = WaveGlow(config)
-    history = tts.train(
-        WaveGlowLoss(model), batches, epochs=3, lr=3e-3, mixed=False, bar=False
-    )
+    history = tts.train(WaveGlowLoss(model), batches, epochs=3, lr=3e-3, bar=False)
     losses = history.column("train_loss")
     assert losses[-1] < losses[0] - 0.5
     mel = front(waves[0][None, :640])

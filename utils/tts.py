@@ -326,7 +326,9 @@ def train(
 ) -> History:
     """Train a module that gives its own loss (`TacotronLoss`, `WaveGlowLoss`) by AdamW with one cycle.
 
-    `clip` bounds the gradient norm, which is logged as it was before; `graph` captures the step (CUDA only). With
+    `clip` bounds the gradient norm, which is logged as it was before; `graph` captures the step (CUDA only).
+    `mixed` computes in bfloat16 on a GPU that gains; a CPU, whose LSTMs cannot be trained in bfloat16, stays in
+    float32. With
     `run` or `checkpoint` a killed training goes on where its last epoch ended (see `training.fit`).
     Raises Diverged when the loss is no number any more.
     """
@@ -343,7 +345,8 @@ def train(
     # cloned, since a captured step writes each loss to the same place
     return fit(
         loss, batches, optimizer, epochs=epochs, loss_fn=lambda total, _: total.clone(),
-        scheduler=schedule, validate=validate, run=run, clip=clip, mixed=mixed,
+        scheduler=schedule, validate=validate, run=run, clip=clip,
+        mixed=mixed and device.type == "cuda",
         checkpoint=checkpoint, stop=stop, bar=bar,
     )  # fmt: skip
 

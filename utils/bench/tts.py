@@ -8,9 +8,7 @@ sentences are random: nothing is fetched.
 
 from __future__ import annotations
 
-import sys
 import time
-import types
 import warnings
 from collections.abc import Callable
 
@@ -19,7 +17,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..device import autocast, pick_device, seed_everything, synchronize
-from ..features import SAMPLE_RATE
 from ..mel import KATHLEEN, SILENCE, SynthesisMel
 from ..models.keywords import count_parameters
 from ..models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss
@@ -84,7 +81,7 @@ def training(device: torch.device, config: TacotronConfig) -> Claim:
 
         def work() -> None:
             optimizer.zero_grad(set_to_none=True)
-            with autocast(device):
+            with autocast(device, device.type == "cuda"):
                 value = loss()
             value.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -167,42 +164,14 @@ def vocoders(device: torch.device, iterations: int = 32) -> Claim:
     return Claim(what, 1 / theirs, 1 / mine, "s/s", 2, higher=True)
 
 
-def stock_encoder(device: torch.device):
-    """resemblyzer's own encoder. Its module imports webrtcvad, which cuts pauses and needs a compiler; where it is
-    not installed an empty module stands in, since `embed_utterance` does not use it."""
-    try:
-        import webrtcvad  # noqa: F401
-    except ImportError:
-        sys.modules["webrtcvad"] = types.ModuleType("webrtcvad")
-    from resemblyzer import VoiceEncoder
-
-    return VoiceEncoder(device, verbose=False)
-
-
-def d_vectors(device: torch.device) -> Claim:
-    """Utterances of 3 s per second: one call each against all in one batch."""
-    from ..models.speaker import pretrained_dvector
-
-    g = torch.Generator().manual_seed(0)
-    waves = list(0.05 * torch.randn(32, 3 * SAMPLE_RATE, generator=g))
-    stock, ours = stock_encoder(device), pretrained_dvector(device)
-
-    def one_by_one() -> None:
-        for wave in waves:
-            stock.embed_utterance(wave.numpy())
-
-    theirs = len(waves) * per_second(one_by_one, device)
-    mine = len(waves) * per_second(lambda: ours.embed(waves), device)
-    what = "d-vectors of 3 s, utterances/s, resemblyzer one by one"
-    return Claim(what, theirs, mine, "1/s", 3, higher=True)
-
-
 def run() -> list[Claim]:
-    """The claims, on this machine's device."""
+    """The claims, on this machine's device; that of the d-vectors is Day 13's."""
+    from .speaker import embeddings
+
     device, config = pick_device(), TacotronConfig()
     return [
         training(device, config),
         speaking(device, config),
         vocoders(device),
-        d_vectors(device),
+        *embeddings(),
     ]

@@ -293,14 +293,26 @@ class Tacotron2(nn.Module):
         context = torch.bmm(weights[:, None].to(memory.dtype), memory).squeeze(1)
         return State(hidden, cell, context, weights, state.seen + weights)
 
-    def _decode(self, hidden: Tensor, context: Tensor, past: tuple | None = None):
-        """Attention's output over `(batch, steps, ...)` to frames, stop logits, and the decoder LSTM's state."""
-        both = torch.cat([self.dropout(hidden), context.to(hidden.dtype)], 2)
-        out, past = run_lstm(self.decoder_rnn, both, past)
+    def _frames(self, out: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """The decoder LSTM's output `(batch, steps, decoder)` to frames and stop logits."""
         both = torch.cat([self.dropout(out), context.to(out.dtype)], 2)
         batch, steps, _ = both.shape
         frames = self.to_mel(both).float().view(batch, steps * self.config.r, -1)
-        return frames.transpose(1, 2), self.to_stop(both).squeeze(2).float(), past
+        return frames.transpose(1, 2), self.to_stop(both).squeeze(2).float()
+
+    def _decode(self, hidden: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention's output over all steps `(batch, steps, ...)` to frames and stop logits."""
+        both = torch.cat([self.dropout(hidden), context.to(hidden.dtype)], 2)
+        out, _ = run_lstm(self.decoder_rnn, both)
+        return self._frames(out, context)
+
+    def _decode_step(
+        self, state: State, past: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """The same for one step, by the same weights as a cell: an LSTM of length 1 is slow to call."""
+        both = torch.cat([self.dropout(state.hidden), state.context], 1)
+        past = torch.lstm_cell(both, past, *self.decoder_rnn.all_weights[0])
+        return *self._frames(past[0][:, None], state.context[:, None]), past
 
     def _refine(self, before: Tensor, steps: Tensor) -> Tensor:
         """The post-net over each item's speech and the TAIL of silence behind it, in training and synthesis."""
@@ -337,7 +349,7 @@ class Tacotron2(nn.Module):
         hidden, _, context, weights, _ = (
             torch.stack(x, 1) for x in zip(*states, strict=True)
         )
-        before, stop, _ = self._decode(hidden, context)
+        before, stop = self._decode(hidden, context)
         after = self._refine(before, speech_steps(mel_lengths, r))
         return Forced(before, after, stop, weights)
 
@@ -365,7 +377,8 @@ class Tacotron2(nn.Module):
         most = FRAMES_PER_LETTER * text_lengths + FRAMES_EXTRA
         most = torch.full_like(most, max_frames) if max_frames else most
         limit = (most + r - 1) // r
-        state, past, ended = self._begin(memory), None, limit.clone()
+        state, ended = self._begin(memory), limit.clone()
+        past = state.hidden, state.cell  # zeros for the decoder LSTM too
         last = torch.full((len(text), self.config.n_mels), SILENCE, device=text.device)
         place = torch.arange(text.shape[1], device=text.device)
         mels, stops, weights = [], [], []
@@ -375,9 +388,7 @@ class Tacotron2(nn.Module):
                 at = state.weights.argmax(1, keepdim=True)
                 near = mask & (place >= at - 1) & (place <= at + window)
             state = self._attend(self.prenet(last), state, memory, keys, near)
-            mel, stop, past = self._decode(
-                state.hidden[:, None], state.context[:, None], past
-            )
+            mel, stop, past = self._decode_step(state, past)
             last = mel[:, :, -1]
             mels.append(mel)
             stops.append(stop.sigmoid())
