@@ -6,7 +6,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.metrics import Spread, accuracy, bootstrap_difference, spread
+from utils.metrics import (
+    Interval,
+    Spread,
+    accuracy,
+    bootstrap_difference,
+    bootstrap_mean,
+    si_sdr,
+    spread,
+)
 
 
 def test_accuracy_by_hand():
@@ -72,3 +80,33 @@ def test_bootstrap_refuses_other_items():
         bootstrap_difference([1, 0], [1, 0, 1])
     with pytest.raises(ValueError, match="groups"):
         bootstrap_difference([1, 0], [1, 0], groups=[1])
+
+
+def test_bootstrap_mean_is_the_mean_with_its_interval():
+    x = np.random.default_rng(1).normal(3, 1, 4000)
+    found = bootstrap_mean(x)
+    assert found.low < found.mean < found.high
+    assert found.mean == pytest.approx(x.mean())
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 / 4000**0.5, rel=0.1)
+    assert f"{Interval(1.0, 0.5, 1.5):.1f}" == "1.0 [0.5, 1.5]"
+
+
+def test_si_sdr_by_hand():
+    speech = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    noise = torch.tensor([1.0, 1.0, -1.0, -1.0])  # at right angles to the speech
+    assert si_sdr(speech + 0.1 * noise, speech).item() == pytest.approx(20, abs=1e-4)
+    assert si_sdr(speech + noise, speech).item() == pytest.approx(0, abs=1e-4)
+    both = si_sdr(torch.stack([speech + noise, 2 * speech]), speech.expand(2, 4))
+    assert both[1] > 100
+    with pytest.raises(ValueError, match="one shape"):
+        si_sdr(speech, speech[:2])
+
+
+@given(st.floats(0.01, 100), st.floats(-1, 1))
+def test_si_sdr_knows_no_scale_and_no_offset(scale, offset):
+    g = torch.Generator().manual_seed(0)
+    speech = torch.randn(500, generator=g, dtype=torch.float64)
+    mixed = speech + 0.3 * torch.randn(500, generator=g, dtype=torch.float64)
+    wanted = si_sdr(mixed, speech).item()
+    assert si_sdr(scale * mixed + offset, speech).item() == pytest.approx(wanted)
+    assert si_sdr(mixed, scale * speech).item() == pytest.approx(wanted)
