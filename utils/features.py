@@ -415,3 +415,41 @@ def spec_augment(
             hidden |= inside.unsqueeze(3 - axis)
     mean = features.mean((1, 2), keepdim=True)
     return torch.where(hidden.to(features.device), mean, features)
+
+
+def room_response(
+    rt60: Tensor,
+    generator: torch.Generator,
+    seconds: float = 0.8,
+    direct_db: float = 5.0,
+    sample_rate: int = SAMPLE_RATE,
+) -> Tensor:
+    """Synthetic impulse responses of rooms: `rt60` `(batch,)` in s to `(batch, seconds * sample_rate)`.
+
+    A direct pulse, then from 2.5 ms on white noise whose envelope falls by 60 dB in `rt60` seconds
+    (Moorer, 1979); the energy of the pulse is `direct_db` dB above that of the noise. On the CPU.
+    Raises ValueError for a time that is not positive.
+    """
+    if not (rt60 > 0).all():
+        raise ValueError(f"a reverberation time is longer than 0 s, not {rt60.min():g}")
+    t = torch.arange(round(seconds * sample_rate)) / sample_rate
+    response = torch.randn(len(rt60), len(t), generator=generator)
+    response *= 10 ** (-3 * t / rt60[:, None])
+    response[:, : round(0.0025 * sample_rate)] = 0
+    energy = response.square().sum(1, keepdim=True)
+    response *= (10 ** (-direct_db / 10) / energy).sqrt()
+    response[:, 0] = 1
+    return response
+
+
+def reverberate(wave: Tensor, response: Tensor) -> Tensor:
+    """`(batch, time)` as heard in rooms `(batch, taps)`: convolved, cut to its length, its level kept.
+
+    The direct sound stays where it was. Works on any device; `response` may also be `(1, taps)`.
+    """
+    size = wave.shape[1] + response.shape[1]
+    size = 1 << (size - 1).bit_length()  # a power of two: the FFT is quick
+    spectrum = torch.fft.rfft(wave, size) * torch.fft.rfft(response.to(wave), size)
+    wet = torch.fft.irfft(spectrum, size)[:, : wave.shape[1]]
+    power = wave.square().sum(1, keepdim=True)
+    return wet * (power / wet.square().sum(1, keepdim=True).clamp(min=1e-20)).sqrt()

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,14 @@ def fit(
     if checkpoint and not keep:
         checkpoint.unlink(missing_ok=True)
     return history
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "AdamW": partial(torch.optim.AdamW, weight_decay=1e-2),
+    "RAdam": partial(torch.optim.RAdam, weight_decay=1e-2, decoupled_weight_decay=True),
+    "SGD": partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=1e-4),
+}
+"""Optimizers that the searches compare, called with weights and learning rate."""
 
 
 def _floats(values: list) -> list[float]:

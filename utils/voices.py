@@ -1,0 +1,278 @@
+"""Day 13's verifier: augmentation and training of a speaker encoder, calibration, and `verify(a, b)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .crops import Augment, Crops
+from .features import (
+    SAMPLE_RATE,
+    AudioError,
+    add_noise,
+    as_float,
+    noise_segments,
+    read_audio,
+    reverberate,
+    room_response,
+    to_mono,
+)
+from .logger import Run
+from .models.speaker import Embedder, SpeakerClassifier, SpeakerNet, aam_softmax
+from .training import OPTIMIZERS, History, fit
+from .verification import Calibration, all_pairs, calibrate, cosine_scores, eer
+
+SHORTEST = 0.5
+"""Seconds: a recording that is shorter says too little of a voice."""
+SILENCE_DB = -60.0
+"""RMS in dB of full scale under which a recording counts as silent."""
+
+
+# --- training -----------------------------------------------------------------------------------------
+
+
+def joined(noises: Mapping[str, Tensor]) -> Tensor:
+    """Recordings `(time,)` brought to one level and joined to one `(time,)`; nothing where there are none."""
+    parts = [n / n.square().mean().sqrt().clamp(min=1e-8) for n in noises.values()]
+    return 0.1 * torch.cat(parts) if parts else torch.zeros(0)
+
+
+def voice_augmentation(
+    noises: Mapping[str, Tensor],
+    noisy: float = 0.5,
+    wet: float = 0.3,
+    snr_db: tuple[float, float] = (0.0, 20.0),
+    rt60: tuple[float, float] = (0.15, 0.8),
+    rooms: int = 200,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> Augment:
+    """Reverberation in a share `wet` of the crops, then noise in a share `noisy`: int16 to float `(batch, time)`.
+
+    The rooms are made once and drawn from. `rt60` in s, `snr_db` in dB, both drawn evenly.
+    """
+    noise = joined(noises).to(device)
+    g = torch.Generator().manual_seed(seed)
+    times = rt60[0] + (rt60[1] - rt60[0]) * torch.rand(rooms, generator=g)
+    responses = room_response(times, g).to(device)
+
+    def augment(wave: Tensor, generator: torch.Generator) -> Tensor:
+        wave = as_float(wave).clone()
+        count = len(wave)
+        chosen = torch.rand(count, generator=generator).lt(wet).to(wave.device)
+        room = torch.randint(rooms, (count,), generator=generator).to(wave.device)
+        if wet > 0 and chosen.any():
+            wave[chosen] = reverberate(wave[chosen], responses[room[chosen]])
+        chosen = torch.rand(count, generator=generator).lt(noisy).to(wave.device)
+        snr = torch.rand(count, generator=generator).to(wave.device)
+        snr = snr_db[0] + (snr_db[1] - snr_db[0]) * snr
+        if len(noise) and noisy > 0 and chosen.any():
+            some = int(chosen.sum())
+            segments = noise_segments(noise, some, wave.shape[1], generator)
+            wave[chosen] = add_noise(wave[chosen], segments, snr[chosen])
+        return wave
+
+    return augment
+
+
+def validation_eer(
+    encoder: Embedder, waves: Sequence[Tensor], speakers: Sequence[str]
+) -> dict[str, float]:
+    """`{"eer", "similarity"}` over all pairs of these utterances: EER, mean cosine of same-speaker trials."""
+    pairs, same = all_pairs(speakers)
+    scores = cosine_scores(encoder.embed(waves), pairs)
+    return {"eer": eer(scores, same).rate, "similarity": float(scores[same].mean())}
+
+
+@dataclass(frozen=True)
+class SpeakerSettings:
+    """How a SpeakerNet is trained. `seconds` of a crop; `power` balances the speakers (see Crops)."""
+
+    optimizer: str = "AdamW"
+    lr: float = 2e-3
+    batch_size: int = 64
+    margin: float = 0.2
+    scale: float = 30.0
+    seconds: float = 2.0
+    batches: int = 100
+    epochs: int = 10
+    power: float = 0.5
+    channels: int = 256
+
+
+def train_speaker_net(
+    samples: Tensor,
+    starts: Sequence[int] | np.ndarray,
+    lengths: Sequence[int] | np.ndarray,
+    speakers: Sequence[str],
+    validate: Callable[[Embedder], Mapping[str, float]] | None,
+    settings: SpeakerSettings,
+    augment: Augment | None = None,
+    *,
+    seed: int = 0,
+    run: Run | None = None,
+    mixed: bool = True,
+    **more: Any,
+) -> tuple[SpeakerNet, History]:
+    """Train a SpeakerNet from random weights with AAM-softmax on crops of packed utterances.
+
+    `samples` int16 `(all samples,)` on the device to train on; utterance i begins at `starts[i]`, has
+    `lengths[i]` samples and is by `speakers[i]`. `validate(encoder)` is asked after each epoch, e.g. with
+    `validation_eer`; `more` goes to `training.fit` (checkpoint, stop, bar, label). OneCycle schedule.
+    The same call after a kill goes on where it was. Seed the random numbers before (`seed_everything`).
+    """
+    names = sorted(set(speakers))
+    number = {name: i for i, name in enumerate(names)}
+    batches = Crops(
+        samples, starts, lengths, [number[s] for s in speakers],
+        crop=round(settings.seconds * SAMPLE_RATE), batch_size=settings.batch_size,
+        batches=settings.batches, seed=seed, power=settings.power, augment=augment,
+    )  # fmt: skip
+    encoder = SpeakerNet(settings.channels)
+    model = SpeakerClassifier(encoder, len(names)).to(samples.device)
+    optimizer = OPTIMIZERS[settings.optimizer](model.parameters(), lr=settings.lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.lr, settings.epochs * len(batches), pct_start=0.2
+    )
+    history = fit(
+        model, batches, optimizer, epochs=settings.epochs, scheduler=schedule, run=run, clip=5.0,
+        loss_fn=partial(aam_softmax, margin=settings.margin, scale=settings.scale),
+        validate=(lambda m: validate(m.encoder)) if validate else None, mixed=mixed, **more,
+    )  # fmt: skip
+    return encoder, history
+
+
+# --- one's own recordings -----------------------------------------------------------------------------
+
+
+def agreement(partials: Tensor, least: int = 2) -> float:
+    """How alike the two halves of a recording's voice are: the cosine between two groups of its windows.
+
+    `partials` `(windows, dim)` unit vectors, parted by k-means with k = 2 on the sphere from the two least
+    alike. Near 1 for one speaker, low where two take turns. 1.0 where that cannot be seen: fewer than four
+    windows, or a group of fewer than `least` (one odd window is a cough, no second speaker).
+    """
+    if len(partials) < 2 * least:
+        return 1.0
+    alike = partials @ partials.T
+    pair = divmod(int(alike.argmin()), len(partials))
+    centres = partials[list(pair)]
+    for _ in range(10):
+        group = (partials @ centres.T).argmax(1)
+        if int(group.bincount(minlength=2).min()) < least:
+            return 1.0
+        means = [partials[group == k].mean(0) for k in (0, 1)]
+        centres = F.normalize(torch.stack(means), dim=1)
+    return float(centres[0] @ centres[1])
+
+
+def calibrate_encoder(
+    encoder: Embedder, waves: Sequence[Tensor], speakers: Sequence[str]
+) -> Calibration:
+    """Threshold, logistic fit and least agreement from utterances of other speakers than those to verify.
+
+    All pairs of the utterances are the trials. An agreement lower than that of 99 % of these recordings,
+    each by one speaker, is what `verify` warns of.
+    """
+    pairs, same = all_pairs(speakers)
+    scores = cosine_scores(encoder.embed(waves), pairs)
+    halves = [agreement(encoder.partials(wave)) for wave in waves]
+    return replace(calibrate(scores, same), agreement=float(np.quantile(halves, 0.01)))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` found. `probability` that one speaker said both; `warnings` are reasons to doubt it."""
+
+    score: float
+    threshold: float
+    probability: float
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def same(self) -> bool:
+        return self.score >= self.threshold
+
+    @property
+    def sure(self) -> float:
+        """Probability of the decision that was taken."""
+        return self.probability if self.same else 1 - self.probability
+
+    def __str__(self) -> str:
+        who = "the same speaker" if self.same else "different speakers"
+        line = f"{who}, {self.sure:.0%} sure (cosine {self.score:.3f}, threshold {self.threshold:.3f})"
+        return "\n".join([line, *(f"  but: {w}" for w in self.warnings)])
+
+
+Sound = str | Path | np.ndarray | Tensor
+
+
+def verify(
+    encoder: Embedder,
+    calibration: Calibration,
+    a: Sound,
+    b: Sound,
+    rate: int = SAMPLE_RATE,
+) -> Verdict:
+    """Did one speaker say both? `a` and `b` are files of any rate, or samples at `rate` Hz.
+
+    `calibration` comes from `calibrate_encoder` on other speakers. Raises AudioError, naming the recording, for
+    what says nothing of a voice: no samples, silence, less than half a second. Two voices in one
+    recording, a narrow band (telephone, 8 kHz) and little speech give an answer with a warning.
+    """
+    warnings: list[str] = []
+    waves = [_checked(x, rate, name, warnings) for x, name in ((a, "a"), (b, "b"))]
+    for wave, name in zip(waves, ("a", "b"), strict=True):
+        halves = agreement(encoder.partials(wave))
+        if halves < calibration.agreement:
+            warnings.append(
+                f"recording {name} seems to hold two voices (agreement {halves:.2f}, one voice has at "
+                f"least {calibration.agreement:.2f}): cut it to one speaker"
+            )
+    score = float(cosine_scores(encoder.embed(waves), [[0, 1]])[0])
+    return Verdict(
+        score,
+        calibration.threshold,
+        calibration.probability(score),
+        tuple(warnings),
+    )
+
+
+def _checked(sound: Sound, rate: int, name: str, warnings: list[str]) -> Tensor:
+    """The recording at 16 kHz; adds what makes an answer doubtful to `warnings`."""
+    if isinstance(sound, (str, Path)):
+        import soundfile
+
+        wave = read_audio(
+            sound
+        )  # says what is wrong with the file before its header is asked
+        rate = soundfile.info(sound).samplerate
+    else:
+        wave = to_mono(sound, rate, name=f"recording {name}")
+    seconds = len(wave) / SAMPLE_RATE
+    if seconds < SHORTEST:
+        raise AudioError(
+            f"Recording {name} has {len(wave)} samples at 16 kHz ({seconds:.2f} s): at least "
+            f"{SHORTEST} s of speech are needed, 5 s are good."
+        )
+    level = 20 * float(wave.square().mean().sqrt().clamp(min=1e-10).log10())
+    if level < SILENCE_DB:
+        raise AudioError(
+            f"Recording {name} is silent ({level:.0f} dB of full scale): is the microphone on?"
+        )
+    if seconds < 1.6:
+        warnings.append(f"recording {name} has {seconds:.1f} s only: 5 s are good")
+    if rate < SAMPLE_RATE:
+        warnings.append(
+            f"recording {name} has {rate} Hz: what a voice has above {rate // 2} Hz is missing, and the "
+            "threshold was learnt on wide-band speech"
+        )
+    return wave
