@@ -1,0 +1,430 @@
+"""Enhancement: identity before training, causal, small, streamed as offline; losses, baselines, quality, searches."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils import enhance, speech, tuning
+from utils.crops import Crops, Mixtures
+from utils.enhance import (
+    EnhancerSettings,
+    by_snr,
+    fixed_mixtures,
+    pesq_scores,
+    quality,
+    real_time_factor,
+    stoi_scores,
+    stream_through,
+    train_enhancer,
+    validation_quality,
+)
+from utils.features import SAMPLE_RATE
+from utils.logger import RunLogger, read_table
+from utils.metrics import si_sdr
+from utils.models import enhancement
+from utils.models.enhancement import (
+    HOP,
+    LOSSES,
+    Enhancer,
+    EnhancerStream,
+    analysis,
+    compressed_loss,
+    erb_bank,
+    rnnoise,
+    spectral_subtraction,
+    synthesis,
+    wiener,
+)
+from utils.models.keywords import count_parameters
+from utils.speech import read_sample
+from utils.sweeps import day14, sweep_of
+
+
+def gen(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return 0.1 * torch.randn(*shape, generator=gen(seed))
+
+
+def trained_like(channels: int = 8) -> Enhancer:
+    """A small network whose every layer matters: random mask, random statistics."""
+    torch.manual_seed(0)
+    model = Enhancer(channels, hidden=8)
+    torch.nn.init.normal_(model.mask.weight, std=0.3)
+    for m in model.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.running_mean.normal_(std=0.1)
+            m.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def sentences() -> list[torch.Tensor]:
+    """Six bundled sentences by as many voices, float `(time,)`."""
+    index, samples = read_sample("sentences")
+    return [
+        torch.from_numpy(samples[int(r["start"]) :][: int(r["length"])].copy()) / 32768.0
+        for r in index[:6]
+    ]
+
+
+# --- the network --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [1, 255, 256, 257, 512, 5000])
+def test_synthesis_undoes_analysis(length):
+    wave = noise(2, length)
+    spectrum = analysis(wave)
+    assert spectrum.shape == (2, -(-length // HOP) + 1, 257)
+    torch.testing.assert_close(synthesis(spectrum, length), wave, rtol=0, atol=1e-6)
+
+
+def test_a_bin_is_shared_among_its_bands():
+    bank = erb_bank()
+    assert bank.shape == (257, 129)
+    assert torch.allclose(bank.sum(1), torch.ones(257))
+    assert torch.equal(bank[:65, :65], torch.eye(65))
+    assert (bank.sum(0) > 0.5).all()  # no band is empty
+    assert bank[65:, 65:].gt(0).sum(1).max() <= 2
+
+
+def test_before_training_what_goes_in_comes_out():
+    wave = noise(2, 4000)
+    model = Enhancer()
+    torch.testing.assert_close(model.eval()(wave), wave, rtol=0, atol=1e-5)
+    loss = LOSSES["both"](model.train()(wave), wave + noise(2, 4000, seed=1))
+    loss.backward()
+    assert model.mask.weight.grad.norm() > 0
+
+
+def test_the_network_has_at_most_100_000_weights():
+    assert 50_000 < count_parameters(Enhancer()) <= 100_000
+
+
+def test_later_samples_change_nothing_earlier():
+    model, wave = trained_like(), noise(1, 6000)
+    before = model(wave)
+    assert (before - wave).abs().max() > 0.01
+    for at in (1024, 3001):
+        changed = wave.clone()
+        changed[:, at:] = noise(1, 6000 - at, seed=2)
+        after = model(changed)
+        safe = at // HOP * HOP - HOP  # 32 ms at most are looked ahead
+        assert torch.equal(after[:, :safe], before[:, :safe]) or (
+            (after - before)[:, :safe].abs().max() < 1e-6
+        )
+        assert (after - before)[:, at:].abs().max() > 0.01
+
+
+@settings(deadline=None, max_examples=8)
+@given(cuts=st.lists(st.integers(0, 1300), min_size=1, max_size=6))
+def test_the_stream_equals_the_whole(cuts):
+    model = trained_like()
+    chunks = [noise(n, seed=i) for i, n in enumerate(cuts)] + [noise(3, seed=9)]
+    whole = model(torch.cat(chunks)[None])[0].detach()
+    stream = EnhancerStream(model)
+    for _ in range(2):  # a finished stream is ready for the next wave
+        parts, pushed = [], 0
+        for chunk in chunks:
+            parts.append(stream.push(chunk))
+            pushed += len(chunk)
+            given_ = sum(len(p) for p in parts)
+            assert pushed < HOP or HOP <= pushed - given_ < 2 * HOP
+        joined = torch.cat([*parts, stream.finish()])
+        assert joined.shape == whole.shape
+        assert (joined - whole).abs().max() < 1e-5
+
+
+def test_frame_by_frame_equals_offline():
+    model, wave = trained_like(), noise(1, 8000)
+    out = stream_through(model, wave)
+    assert (out - model(wave)).abs().max() < 1e-5
+
+
+def test_int16_is_taken_as_it_is():
+    model, wave = trained_like(), (1000 * torch.randn(1, 2000)).to(torch.int16)
+    torch.testing.assert_close(model(wave), model(wave / 32768.0))
+
+
+# --- losses and baselines -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_losses_are_least_at_the_clean_wave(name):
+    clean = noise(2, 4000)
+    noisy = (clean + noise(2, 4000, seed=1)).requires_grad_()
+    loss = LOSSES[name]
+    assert loss(clean, clean) < loss(clean + noise(2, 4000, seed=2) / 10, clean)
+    value = loss(noisy, clean)
+    assert loss(clean + noise(2, 4000, seed=2) / 10, clean) < value
+    value.backward()
+    assert torch.isfinite(noisy.grad).all()
+    assert torch.isfinite(loss(torch.zeros(2, 4000), clean))
+
+
+def test_the_compressed_loss_knows_no_common_level():
+    clean, noisy = noise(2, 4000), noise(2, 4000, seed=1)
+    a, b = compressed_loss(noisy, clean), compressed_loss(5 * noisy, 5 * clean)
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    silent = torch.zeros(1, 2000, requires_grad=True)
+    compressed_loss(silent, noise(1, 2000)).backward()
+    assert torch.isfinite(silent.grad).all()
+
+
+@pytest.mark.parametrize("method", [spectral_subtraction, wiener])
+def test_baselines_take_steady_noise_away(method, sentences):
+    clean = torch.stack([s[:32_000] for s in sentences[:3]])
+    clean = clean / clean.square().mean(1, keepdim=True).sqrt() * 0.1
+    noisy = clean + noise(3, 32_000) * 10 ** (-5 / 20)
+    out = method(noisy)
+    assert out.shape == noisy.shape
+    gain = si_sdr(out, clean) - si_sdr(noisy, clean)
+    assert gain.mean() > 1.0
+    assert method(noisy * 3).sub(3 * out).abs().max() < 1e-3  # level does not matter
+    quiet = method(noise(1, 32_000))[:, 16_000:]
+    assert quiet.square().mean() < 0.2 * 0.1**2  # noise alone falls by 7 dB or more
+    assert torch.isfinite(method(torch.zeros(1, 3000))).all()
+
+
+def test_rnnoise_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyrnnoise", None)
+    with pytest.raises(ImportError, match="pip install pyrnnoise"):
+        rnnoise(noise(1, 4000))
+
+
+def test_rnnoise_is_fed_48_khz_and_its_delay_is_undone(monkeypatch):
+    class Library:
+        """Stands in for the package: gives each frame back one frame later."""
+
+        SAMPLE_RATE, FRAME_SIZE = 48_000, 480
+        create = staticmethod(lambda: [np.zeros(480, np.int16)])
+        destroy = staticmethod(lambda state: state.clear())
+
+        @staticmethod
+        def process_mono_frame(state, frame):
+            assert frame.dtype == np.int16
+            state.append(frame.copy())
+            return state.pop(0), 0.5
+
+    package = types.ModuleType("pyrnnoise")
+    package.rnnoise = Library
+    monkeypatch.setitem(sys.modules, "pyrnnoise", package)
+    t = torch.arange(5000) / SAMPLE_RATE
+    wave = 0.3 * torch.sin(2 * torch.pi * torch.tensor([[440.0], [900.0]]) * t)
+    out = rnnoise(wave)
+    assert out.shape == wave.shape
+    assert (out - wave)[:, 300:-300].abs().max() < 2e-3
+
+
+# --- quality ------------------------------------------------------------------------------------------
+
+
+def test_quality_before_and_after(sentences):
+    clean = torch.stack([s[:24_000] for s in sentences[:2]])
+    noisy = clean + 0.3 * noise(2, 24_000)
+    if enhance.has_pesq():
+        good, bad = quality(clean, clean), quality(noisy, clean)
+        assert (good["pesq"] > 4.5).all()
+        assert (bad["pesq"] < 4).all()
+    else:
+        with pytest.warns(UserWarning, match="PESQ: not measured"):
+            good, bad = quality(clean, clean), quality(noisy, clean)
+        assert good["pesq"] is None
+    assert good["stoi"] == pytest.approx([1, 1], abs=1e-3)
+    assert (bad["stoi"] < 0.99).all()
+    wanted = si_sdr(noisy, clean).tolist()
+    assert bad["si_sdr"] == pytest.approx(wanted)
+
+
+def test_pesq_is_an_extra(monkeypatch):
+    monkeypatch.setattr(enhance, "has_pesq", lambda: False)
+    with pytest.raises(ImportError, match="pip install pesq"):
+        pesq_scores(noise(1, 8000), noise(1, 8000))
+
+
+def test_pesq_of_known_scores(monkeypatch):
+    package = types.ModuleType("pesq")
+    package.PesqError = type("PesqError", (RuntimeError,), {})
+
+    def score(rate, clean, estimate, mode):
+        assert (rate, mode) == (16_000, "wb")
+        if not clean.any():
+            raise package.PesqError("no speech")
+        return 4.64 if np.array_equal(clean, estimate) else 2.0
+
+    package.pesq = score
+    monkeypatch.setitem(sys.modules, "pesq", package)
+    monkeypatch.setattr(enhance, "has_pesq", lambda: True)
+    clean = noise(2, 8000)
+    estimate = torch.stack([clean[0], clean[0]])
+    assert pesq_scores(estimate, clean).tolist() == [4.64, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("estimate", "clean", "rate", "message"),
+    [
+        (noise(1, 8000), noise(1, 8000), 48_000, "cannot be compared"),
+        (noise(1, 8000), noise(2, 8000), 16_000, "twice is wanted"),
+        (noise(2, 8000), torch.zeros(2, 8000), 16_000, "item 0 is silent"),
+    ],
+)
+def test_numbers_that_cannot_be_compared_are_refused(estimate, clean, rate, message):
+    with pytest.raises(ValueError, match=message):
+        stoi_scores(estimate, clean, rate)
+
+
+def test_means_by_snr_have_intervals_over_speakers():
+    snr = np.repeat([0.0, 5.0], 40)
+    speakers = np.tile(np.repeat(np.arange(8), 5), 2)
+    scores = snr + np.random.default_rng(0).normal(size=80)
+    scores[3] = np.nan
+    found = by_snr(scores, snr, speakers)
+    assert list(found) == [0.0, 5.0]
+    assert found[0.0].low < 0 < found[0.0].high
+    assert found[5.0].mean == pytest.approx(scores[40:].mean())
+
+
+def test_real_time_factor_is_seconds_per_second():
+    def slow(wave):
+        import time
+
+        time.sleep(0.1 * wave.shape[1] / SAMPLE_RATE)
+
+    threads = torch.get_num_threads()
+    assert real_time_factor(slow, seconds=1.0, repeats=2) == pytest.approx(0.1, rel=0.3)
+    assert torch.get_num_threads() == threads
+
+
+# --- mixtures and training ----------------------------------------------------------------------------
+
+
+def test_fixed_mixtures_have_their_snr(sentences):
+    noises = {"hiss": noise(9000), "hum": torch.sin(torch.arange(60_000) / 20)}
+    mixed = fixed_mixtures(sentences[:3], noises, (-5, 10), seconds=1.0)
+    assert mixed.noisy.shape == (6, SAMPLE_RATE)
+    assert mixed.noise == ["hiss", "hum", "hiss"] * 2
+    assert mixed.item.tolist() == [0, 1, 2, 0, 1, 2]
+    added = mixed.noisy - mixed.clean
+    ratio = 10 * (mixed.clean.square().mean(1) / added.square().mean(1)).log10()
+    assert ratio.numpy() == pytest.approx(mixed.snr_db, abs=1e-2)
+    again = fixed_mixtures(sentences[:3], noises, (-5, 10), seconds=1.0)
+    assert torch.equal(again.noisy, mixed.noisy)
+    # the same stretch at each SNR, only louder
+    scale = added[0].norm() / added[3].norm()
+    torch.testing.assert_close(added[0], added[3] * scale, rtol=1e-3, atol=1e-5)
+
+
+def packed(waves):
+    """Float waves as one int16 row with starts and lengths."""
+    lengths = np.array([len(w) for w in waves])
+    samples = (torch.cat(list(waves)) * 32767).round().to(torch.int16)
+    return samples, np.cumsum(lengths) - lengths, lengths
+
+
+def test_mixtures_on_the_fly(sentences):
+    samples, starts, lengths = packed(sentences)
+    speech_ = Crops(
+        samples, starts, lengths, np.zeros(6, int), crop=8000, batch_size=5, batches=2,
+        power=1.0,
+    )  # fmt: skip
+    batches = Mixtures(speech_, noise(20_000), snr_db=(-5, 20), level_db=(-30, -30))
+    for noisy, clean in batches.epoch(0):
+        added = noisy - clean
+        ratio = 10 * (clean.square().mean(1) / added.square().mean(1)).log10()
+        assert ratio.min() > -5.01
+        assert ratio.max() < 20.01
+        level = 10 * clean.square().mean(1).log10()
+        assert torch.allclose(level, torch.full((5,), -30.0), atol=0.01)
+    first = next(batches.epoch(3))
+    assert torch.equal(first[0], next(batches.epoch(3))[0])
+    with pytest.raises(ValueError, match="less than a crop"):
+        Mixtures(speech_, noise(7999))
+
+
+TINY = EnhancerSettings(
+    batch_size=4, seconds=0.6, batches=8, epochs=3, channels=8, lr=1e-2, loss="both"
+)
+
+
+def test_a_small_training_learns_and_resumes(sentences, tmp_path):
+    samples, starts, lengths = packed(sentences)
+    noises = {"hiss": noise(30_000)}
+    mixed = fixed_mixtures(sentences[:2], noises, (0,), seconds=1.0)
+
+    def train(**more):
+        torch.manual_seed(0)
+        return train_enhancer(
+            samples, starts, lengths, noises,
+            lambda m: validation_quality(m, mixed.noisy, mixed.clean), TINY, bar=False, **more,
+        )  # fmt: skip
+
+    model, history = train()
+    losses = history.column("train_loss")
+    assert losses[-1] < losses[0]
+    assert history.epochs[-1]["val_gain"] > 1.0
+
+    def killed(numbers):
+        if numbers["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "c.pt"
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoint=path, stop=killed)
+    again, resumed = train(checkpoint=path)
+    assert resumed.column("train_loss") == pytest.approx(losses, rel=1e-3)
+    with pytest.raises(ValueError, match="write one of si_sdr, compressed, both"):
+        train_enhancer(
+            samples, starts, lengths, noises, None, EnhancerSettings(loss="l1")
+        )
+
+
+def test_the_searches_leave_rows(sentences, tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
+    assert sweep_of(14) is day14
+    samples, starts, lengths = packed(sentences)
+    noises = {"hiss": noise(60_000)}
+    mixed = fixed_mixtures(sentences, noises, (day14.SNR_DB,), seconds=1.5)
+    speakers = ["a", "a", "b", "b", "c", "c"]
+    data = day14.Speech(
+        "sample-test", samples, starts, lengths, speakers, noises, mixed, speakers
+    )
+    monkeypatch.setattr(day14, "load", lambda profile, device: data)
+    small = {"batch_size": day14.CategoricalDistribution([2, 4])}
+    for name, space in day14.SPACES.items():
+        monkeypatch.setitem(day14.SPACES, name, space | small)
+    monkeypatch.setitem(
+        day14.BUDGET, "quick", day14.BUDGET["quick"] | {"width": 0.125}
+    )
+    day14.work("quick", 1)
+    log = RunLogger(14, "quick", data.name, torch.device("cpu"), day14.COLUMNS)
+    rows = read_table(log.path)
+    assert [r["study"] for r in rows] == ["enhancer", "verifier"]
+    for row in rows:
+        assert row["state"] == "complete"
+        assert float(row["grad_norm"]) > 0
+        assert row["optimizer"] in enhance.OPTIMIZERS
+    assert 0 < float(rows[0]["val_stoi"]) < 1
+    assert rows[0]["loss"] in LOSSES
+    assert rows[0]["margin"] == ""
+    assert 0 <= float(rows[1]["val_eer"]) <= 1
+    assert 0 <= float(rows[1]["margin"]) <= 0.5
+    study = tuning.open_study(day14.study_path("quick", "verifier"))
+    assert len(tuning.finished(study)) == 1
+
+
+def test_the_searches_see_the_bundled_sample():
+    if not hasattr(speech, "librispeech"):
+        pytest.skip("this checkout has no reader of sentences yet")
+    data = day14.load("quick", torch.device("cpu"))
+    assert len(data.mixed) == len(data.mixed_speakers)
+    assert not set(data.speakers) & set(data.mixed_speakers)
+    assert enhancement.N_FFT == 512

@@ -1,0 +1,265 @@
+"""Day 14's workbench: mixtures of known SNR, quality before and after, real-time factor, and training."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .crops import Crops, Mixtures
+from .features import SAMPLE_RATE, add_noise, as_float, fixed_length, noise_segments
+from .logger import Run
+from .metrics import Interval, bootstrap_mean, si_sdr
+from .models.enhancement import HOP, LOSSES, Enhancer, EnhancerStream
+from .training import OPTIMIZERS, History, fit, predict
+from .voices import joined
+
+NO_PESQ = (
+    "PESQ: not measured, the package is not installed (pip install pesq, which needs a C compiler); "
+    "its column stays empty"
+)
+
+
+# --- quality ------------------------------------------------------------------------------------------
+
+
+def _checked(estimate: Tensor, clean: Tensor, rate: int) -> None:
+    if rate != SAMPLE_RATE:
+        raise ValueError(
+            f"scores at {rate} Hz cannot be compared with those at {SAMPLE_RATE} Hz: resample first"
+        )
+    if estimate.shape != clean.shape or estimate.ndim != 2:
+        raise ValueError(
+            f"(items, time) twice is wanted: {tuple(estimate.shape)}, {tuple(clean.shape)}"
+        )
+    silent = clean.square().mean(1) < 1e-12
+    if silent.any():
+        raise ValueError(f"clean item {int(silent.nonzero()[0])} is silent: no score")
+
+
+def has_pesq() -> bool:
+    """Whether the optional package `pesq` is installed."""
+    return importlib.util.find_spec("pesq") is not None
+
+
+def stoi_scores(estimate: Tensor, clean: Tensor, rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Short-time objective intelligibility, 0 to 1 (Taal et al., 2011; not the extended one): `(items,)`."""
+    from pystoi import stoi
+
+    _checked(estimate, clean, rate)
+    pairs = zip(clean.cpu().numpy(), estimate.cpu().numpy(), strict=True)
+    return np.array([stoi(c, e, rate) for c, e in pairs])
+
+
+def pesq_scores(estimate: Tensor, clean: Tensor, rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Wide-band PESQ (ITU-T P.862.2), 1.04 to 4.64: `(items,)`; nan where it finds no speech.
+
+    Raises ImportError with the command to type where the optional package is missing.
+    """
+    if not has_pesq():
+        raise ImportError(NO_PESQ)
+    from pesq import PesqError, pesq
+
+    _checked(estimate, clean, rate)
+    scores = []
+    for c, e in zip(clean.cpu().numpy(), estimate.cpu().numpy(), strict=True):
+        try:
+            scores.append(float(pesq(rate, c, e, "wb")))
+        except PesqError:
+            scores.append(float("nan"))
+    return np.array(scores)
+
+
+def quality(
+    estimate: Tensor, clean: Tensor, rate: int = SAMPLE_RATE
+) -> dict[str, np.ndarray | None]:
+    """`{"pesq", "stoi", "si_sdr"}`, each `(items,)`, of waves `(items, time)` at 16 kHz against the clean ones.
+
+    `pesq` is None, and a warning says so, where its package is not installed: leave the column empty.
+    Raises ValueError for another rate, other shapes, or a silent reference.
+    """
+    _checked(estimate, clean, rate)
+    estimate, clean = as_float(estimate).float(), as_float(clean).float()
+    if not has_pesq():
+        warnings.warn(NO_PESQ, stacklevel=2)
+    return {
+        "pesq": pesq_scores(estimate, clean, rate) if has_pesq() else None,
+        "stoi": stoi_scores(estimate, clean, rate),
+        "si_sdr": si_sdr(estimate, clean).cpu().numpy().astype(float),
+    }
+
+
+def by_snr(
+    scores: Sequence[float],
+    snr_db: Sequence[float],
+    groups: Sequence | None = None,
+    resamples: int = 1000,
+) -> dict[float, Interval]:
+    """Mean and 95 % interval at each SNR, drawn by `groups` (the items' speakers) where given; nan left out."""
+    scores, snr_db = np.asarray(scores, float), np.asarray(snr_db, float)
+    groups = np.arange(len(scores)) if groups is None else np.asarray(groups)
+    found = {}
+    for level in np.unique(snr_db):
+        chosen = (snr_db == level) & np.isfinite(scores)
+        if chosen.any():
+            found[float(level)] = bootstrap_mean(
+                scores[chosen], groups[chosen], resamples
+            )
+    return found
+
+
+def real_time_factor(
+    process: Callable[[Tensor], Any], seconds: float = 10.0, repeats: int = 3
+) -> float:
+    """Seconds of one core per second of sound, the best of `repeats`; below 1 is faster than real time.
+
+    `process` gets a wave `(1, time)` on the CPU.
+    """
+    g = torch.Generator().manual_seed(0)
+    wave = 0.05 * torch.randn(1, round(seconds * SAMPLE_RATE), generator=g)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            process(wave[:, :SAMPLE_RATE])
+            spent = []
+            for _ in range(repeats):
+                began = time.perf_counter()
+                process(wave)
+                spent.append(time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+    return min(spent) / seconds
+
+
+def stream_through(model: Enhancer, wave: Tensor, chunk: int = HOP) -> Tensor:
+    """`(1, time)` through the stream in pieces of `chunk` samples, `(1, time)`: what `real_time_factor` times."""
+    stream = EnhancerStream(model)
+    parts = [stream.push(piece) for piece in wave[0].split(chunk)]
+    return torch.cat([*parts, stream.finish()])[None]
+
+
+# --- mixtures -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Test mixtures: `noisy` and `clean` `(items, time)`, and for each item its SNR, utterance and noise."""
+
+    noisy: Tensor
+    clean: Tensor
+    snr_db: np.ndarray
+    item: np.ndarray
+    noise: list[str]
+
+    def __len__(self) -> int:
+        return len(self.noisy)
+
+
+def fixed_mixtures(
+    waves: Sequence[Tensor],
+    noises: Mapping[str, Tensor],
+    snr_db: Sequence[float] = (-5, 0, 5, 10, 15, 20),
+    seconds: float = 4.0,
+    level_db: float = -26.0,
+    seed: int = 0,
+) -> Mixed:
+    """Every wave at every SNR: the same noise stretch at each, the noises (`{name: (time,)}`) in turn.
+
+    Utterances `(time,)` are cut or filled to `seconds` and brought to `level_db` (RMS, dB of full scale). The
+    same seed gives the same mixtures.
+    """
+    g = torch.Generator().manual_seed(seed)
+    length, names = round(seconds * SAMPLE_RATE), list(noises)
+    clean, noise, kinds = [], [], []
+    for i, wave in enumerate(waves):
+        wave = fixed_length(as_float(torch.as_tensor(wave)), length)
+        rms = wave.square().mean().sqrt().clamp(min=1e-6)
+        clean.append(wave * 10 ** (level_db / 20) / rms)
+        kinds.append(names[i % len(names)])
+        long = noises[kinds[-1]]
+        long = long.repeat(-(-length // len(long)))  # a short recording goes round
+        noise.append(noise_segments(long, 1, length, g)[0])
+    clean, noise = torch.stack(clean), torch.stack(noise)
+    return Mixed(
+        torch.cat([add_noise(clean, noise, float(s)) for s in snr_db]),
+        clean.repeat(len(snr_db), 1),
+        np.repeat(np.asarray(snr_db, float), len(clean)),
+        np.tile(np.arange(len(clean)), len(snr_db)),
+        kinds * len(snr_db),
+    )
+
+
+# --- training -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EnhancerSettings:
+    """How an Enhancer is trained; `loss` is a name in `LOSSES`, `seconds` the length of a mixture."""
+
+    optimizer: str = "AdamW"
+    lr: float = 2e-3
+    batch_size: int = 16
+    loss: str = "both"
+    seconds: float = 3.0
+    batches: int = 100
+    epochs: int = 10
+    channels: int = 32
+
+
+def validation_quality(
+    model: Enhancer, noisy: Tensor, clean: Tensor, batch_size: int = 16
+) -> dict[str, float]:
+    """`{"si_sdr", "gain", "stoi"}`: SI-SDR enhanced, how much above the noisy waves it is (both dB), STOI."""
+    enhanced = predict(model, noisy, batch_size)
+    after = si_sdr(enhanced, clean).mean().item()
+    gain = after - si_sdr(noisy, clean).mean().item()
+    stoi = float(stoi_scores(enhanced, clean).mean())
+    return {"si_sdr": after, "gain": gain, "stoi": stoi}
+
+
+def train_enhancer(
+    samples: Tensor,
+    starts: Sequence[int] | np.ndarray,
+    lengths: Sequence[int] | np.ndarray,
+    noises: Mapping[str, Tensor],
+    validate: Callable[[Enhancer], Mapping[str, float]] | None,
+    settings: EnhancerSettings,
+    *,
+    seed: int = 0,
+    run: Run | None = None,
+    mixed: bool = False,
+    **more: Any,
+) -> tuple[Enhancer, History]:
+    """Train an Enhancer from random weights on mixtures of packed speech and noise made on the fly.
+
+    `samples` int16 `(all samples,)` on the device to train on; utterance i begins at `starts[i]` and has
+    `lengths[i]` samples. SNR -5 to 20 dB. `validate(model)` is asked after each epoch; `more` goes to
+    `training.fit`. The same call after a kill goes on where it was.
+    """
+    if settings.loss not in LOSSES:
+        raise ValueError(f"loss {settings.loss!r}: write one of {', '.join(LOSSES)}")
+    device = samples.device
+    speech = Crops(
+        samples, starts, lengths, np.zeros(len(starts), np.int64),
+        crop=round(settings.seconds * SAMPLE_RATE), batch_size=settings.batch_size,
+        batches=settings.batches, seed=seed, power=1.0,
+    )  # fmt: skip
+    batches = Mixtures(speech, joined(noises).to(device))
+    model = Enhancer(settings.channels).to(device)
+    optimizer = OPTIMIZERS[settings.optimizer](model.parameters(), lr=settings.lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.lr, settings.epochs * len(batches), pct_start=0.2
+    )
+    history = fit(
+        model, batches, optimizer, epochs=settings.epochs, scheduler=schedule, run=run, clip=5.0,
+        loss_fn=LOSSES[settings.loss], validate=validate, mixed=mixed, **more,
+    )  # fmt: skip
+    return model, history

@@ -1,0 +1,384 @@
+"""Speech out of noise: a small causal network that filters the spectrum, and what was there before it.
+
+All of them take and give `(batch, time)` at 16 kHz. Frames of 512 samples, 256 apart, under the square root of a
+Hann window on both ways, so that overlapping frames add up to the wave itself; what comes out at a time
+depends on input up to 32 ms later, never more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..features import SAMPLE_RATE, as_float, resample
+from ..metrics import si_sdr
+
+N_FFT, HOP = 512, 256
+BINS = N_FFT // 2 + 1
+
+
+def root_hann(device: torch.device | None = None) -> Tensor:
+    """Square root of the periodic Hann window, `(512,)`: applied twice it sums to 1 at half overlap."""
+    return torch.hann_window(N_FFT, device=device).sqrt()
+
+
+def analysis(wave: Tensor) -> Tensor:
+    """`(batch, time)` to the complex spectrum `(batch, frames, 257)`, ceil(time / 256) + 1 frames.
+
+    256 zeros come before the wave, and as many as are needed after it.
+    """
+    size = -(-wave.shape[1] // HOP) * HOP
+    padded = F.pad(wave, (HOP, size - wave.shape[1] + HOP))
+    return torch.fft.rfft(padded.unfold(1, N_FFT, HOP) * root_hann(wave.device))
+
+
+def synthesis(spectrum: Tensor, length: int) -> Tensor:
+    """The inverse of `analysis`: `(batch, frames, 257)` to `(batch, length)`."""
+    frames = torch.fft.irfft(spectrum, N_FFT) * root_hann(spectrum.device)
+    hops = frames[:, 1:, :HOP] + frames[:, :-1, HOP:]
+    return hops.flatten(1)[:, :length]
+
+
+def erb_bank(low: int = 65, bands: int = 64) -> Tensor:
+    """Bins to bands as overlapping triangles: `(257, low + bands)`; each bin's weights sum to 1.
+
+    The lowest `low` bins stay as they are; above them the centres are evenly spaced in ERB numbers,
+    21.4 log10(1 + 0.00437 f / Hz) (Glasberg & Moore, 1990).
+    """
+    hz = torch.arange(BINS, dtype=torch.float64) * SAMPLE_RATE / N_FFT
+    erb = 21.4 * torch.log10(1 + 0.00437 * hz)
+    centres = torch.linspace(
+        float(erb[low]), float(erb[-1]), bands, dtype=torch.float64
+    )
+    width = centres[1] - centres[0]
+    bank = torch.zeros(BINS, low + bands, dtype=torch.float64)
+    bank[:low, :low] = torch.eye(low)
+    triangles = 1 - (erb[low:, None] - centres[None]).abs() / width
+    bank[low:, low:] = triangles.clamp(min=0)
+    return (bank / bank.sum(1, keepdim=True)).float()
+
+
+class TimeBlock(nn.Module):
+    """Dilated depthwise convolution over 3 past frames and 3 bands between two 1 x 1, beside a shortcut.
+
+    `(batch, channels, frames, bands)` with the `past` frames before them, to the same and the new past.
+    """
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        c, self.past = channels, 2 * dilation
+        self.before = nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c), nn.PReLU(c))
+        self.depth = nn.Sequential(
+            nn.Conv2d(c, c, 3, dilation=(dilation, 1), padding=(0, 1), groups=c),
+            nn.BatchNorm2d(c),
+            nn.PReLU(c),
+        )
+        self.after = nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c))
+
+    def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        seen = torch.cat([past.to(x.dtype), self.before(x)], 2)
+        return x + self.after(self.depth(seen)), seen[:, :, -self.past :]
+
+
+class DualPath(nn.Module):
+    """A GRU both ways across the bands of a frame, then one forward in time along each band (Le et al., 2021).
+
+    `(batch, channels, frames, bands)` and the state `(1, batch * bands, hidden)`, to the same two.
+    """
+
+    def __init__(self, channels: int, bands: int, hidden: int) -> None:
+        super().__init__()
+        self.across = nn.GRU(
+            channels, hidden // 2, batch_first=True, bidirectional=True
+        )
+        self.along = nn.GRU(channels, hidden, batch_first=True)
+        self.out = nn.ModuleList(nn.Linear(hidden, channels) for _ in range(2))
+        self.norm = nn.ModuleList(nn.LayerNorm((bands, channels)) for _ in range(2))
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.permute(0, 2, 3, 1)  # batch, frames, bands, channels
+        batch, frames, bands, channels = x.shape
+        y, _ = self.across(x.reshape(batch * frames, bands, channels))
+        x = x + self.norm[0](self.out[0](y).view(batch, frames, bands, channels))
+        rows = x.transpose(1, 2).reshape(batch * bands, frames, channels)
+        y, state = self.along(rows, state)
+        y = self.out[1](y).view(batch, bands, frames, channels).transpose(1, 2)
+        x = x + self.norm[1](y)
+        return x.permute(0, 3, 1, 2), state
+
+
+def narrower(before: int, after: int) -> nn.Module:
+    """Convolution over 5 bands with stride 2: half the bands."""
+    conv = nn.Conv2d(before, after, (1, 5), stride=(1, 2), padding=(0, 2))
+    return nn.Sequential(conv, nn.BatchNorm2d(after), nn.PReLU(after))
+
+
+class Enhancer(nn.Module):
+    """Causal speech enhancement by a complex ratio mask, GTCRN's plan (Rong et al., 2024, ICASSP), 63 thousand weights.
+
+    `(batch, time)` noisy, float or int16, to `(batch, time)` enhanced. The compressed spectrum (magnitude
+    to the power 0.3, with real and imaginary part) is merged into 129 bands, halved twice by convolutions,
+    seen over time by dilated convolutions (31 frames together) and two dual-path GRUs, and brought back to 129 bands
+    of a complex mask, which is spread over the 257 bins and multiplied with the noisy spectrum. Before
+    any training the mask is 1: what goes in comes out.
+    """
+
+    def __init__(
+        self,
+        channels: int = 32,
+        hidden: int = 32,
+        dilations: tuple[int, ...] = (1, 2, 5),
+        paths: int = 2,
+    ) -> None:
+        super().__init__()
+        c, self.channels, self.hidden = channels, channels, hidden
+        bank = erb_bank()
+        self.register_buffer("merge", bank / bank.sum(0), persistent=False)
+        self.register_buffer("spread", bank.T.contiguous(), persistent=False)
+        self.bands = 33  # 129, halved twice
+        self.down = nn.ModuleList([narrower(3, c), narrower(c, c)])
+        self.encoder = nn.ModuleList(TimeBlock(c, d) for d in dilations)
+        self.paths = nn.ModuleList(
+            DualPath(c, self.bands, hidden) for _ in range(paths)
+        )
+        self.decoder = nn.ModuleList(TimeBlock(c, d) for d in reversed(dilations))
+        shape = {"kernel_size": (1, 5), "stride": (1, 2), "padding": (0, 2)}
+        self.up = nn.Sequential(
+            nn.ConvTranspose2d(c, c, **shape), nn.BatchNorm2d(c), nn.PReLU(c)
+        )
+        self.mask = nn.ConvTranspose2d(c, 2, **shape)
+        nn.init.zeros_(self.mask.weight)
+        with torch.no_grad():
+            self.mask.bias.copy_(torch.tensor([1.0, 0.0]))
+
+    def start(self, batch: int) -> list[Tensor]:
+        """The state before the first frame: silence for the convolutions, zeros for the GRUs."""
+        like = self.mask.weight
+        blocks = [*self.encoder, *self.decoder]
+        silence = [
+            like.new_zeros(batch, self.channels, b.past, self.bands) for b in blocks
+        ]
+        rows = batch * self.bands
+        return silence + [like.new_zeros(1, rows, self.hidden) for _ in self.paths]
+
+    def filter(
+        self, spectrum: Tensor, state: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Noisy frames `(batch, frames, 257)` and the state before them, to enhanced frames and the state after."""
+        power = spectrum.real.square() + spectrum.imag.square() + 1e-10
+        squeeze = power**-0.35  # |X| ** 0.3 / |X|
+        parts = (power**0.15, spectrum.real * squeeze, spectrum.imag * squeeze)
+        x = torch.stack(parts, 1) @ self.merge
+        first = self.down[0](x)
+        second = x = self.down[1](first)
+        old, new = iter(state), []
+        for block in self.encoder:
+            x, s = block(x, next(old))
+            new.append(s)
+        later = []
+        waiting = [next(old) for _ in self.decoder]
+        deep = x
+        for path in self.paths:
+            x, s = path(x, next(old))
+            later.append(s)
+        x = x + deep
+        for block, past in zip(self.decoder, waiting, strict=True):
+            x, s = block(x, past)
+            new.append(s)
+        mask = self.mask(self.up(x + second) + first)
+        real, imag = (mask.float() @ self.spread).unbind(1)
+        # the product by parts: complex autograd is slower
+        out = torch.complex(
+            spectrum.real * real - spectrum.imag * imag,
+            spectrum.real * imag + spectrum.imag * real,
+        )
+        return out, new + later
+
+    def forward(self, wave: Tensor) -> Tensor:
+        wave = as_float(wave)
+        spectrum, _ = self.filter(analysis(wave), self.start(len(wave)))
+        return synthesis(spectrum, wave.shape[1])
+
+
+class EnhancerStream:
+    """The same network on sound as it arrives, frame by frame: joined, the pieces equal the whole.
+
+    `push((time,))` gives the samples that are complete, 256 to 511 behind the input; `finish()` gives the rest.
+    One wave at a time, in evaluation mode, without gradient.
+    """
+
+    def __init__(self, model: Enhancer) -> None:
+        self.model = model.eval()
+        self.window = root_hann(model.mask.weight.device)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new wave."""
+        self.rest = self.window.new_zeros(HOP)
+        self.tail: Tensor | None = None
+        self.state = self.model.start(1)
+        self.received = self.given = 0
+
+    @torch.inference_mode()
+    def push(self, chunk: Tensor) -> Tensor:
+        """Add samples `(time,)`, any number of them; returns the enhanced samples that they complete."""
+        self.received += len(chunk)
+        out = self._advance(as_float(chunk))
+        self.given += len(out)
+        return out
+
+    def _advance(self, chunk: Tensor) -> Tensor:
+        self.rest = torch.cat([self.rest, chunk.to(self.rest)])
+        frames = (len(self.rest) - N_FFT) // HOP + 1
+        if frames <= 0:
+            return self.rest.new_zeros(0)
+        cut = self.rest.unfold(0, N_FFT, HOP)[:frames] * self.window
+        self.rest = self.rest[frames * HOP :]
+        spectrum, self.state = self.model.filter(torch.fft.rfft(cut)[None], self.state)
+        made = torch.fft.irfft(spectrum[0], N_FFT) * self.window
+        # the first frame's first half lies before the wave
+        before = [] if self.tail is None else [self.tail[None]]
+        tails = torch.cat([*before, made[:-1, HOP:]])
+        heads = made[1:, :HOP] if self.tail is None else made[:, :HOP]
+        self.tail = made[-1, HOP:]
+        return (heads + tails).flatten()
+
+    @torch.inference_mode()
+    def finish(self) -> Tensor:
+        """The samples that were waiting for what comes after the end; then ready for another wave."""
+        out = self._advance(self.rest.new_zeros(N_FFT))[: self.received - self.given]
+        self.reset()
+        return out
+
+
+# --- losses -------------------------------------------------------------------------------------------
+
+
+def si_sdr_loss(estimate: Tensor, clean: Tensor) -> Tensor:
+    """Negative SI-SDR in dB, the mean over `(batch, time)`."""
+    return -si_sdr(estimate, clean).mean()
+
+
+def compressed_loss(
+    estimate: Tensor, clean: Tensor, power: float = 0.3, weight: float = 0.3
+) -> Tensor:
+    """Distance of spectra whose magnitudes are raised to `power` (Braun & Tashev, 2021, arXiv:2009.12286).
+
+    `weight` times the squared distance with phase, and the rest without. Both waves `(batch, time)` are first
+    divided by the clean one's RMS, so that loud examples do not count more than soft ones.
+    """
+    rms = clean.square().mean(1, keepdim=True).sqrt().clamp(min=1e-4)
+    bent = []
+    for wave in (estimate, clean):
+        spectrum = analysis(wave / rms)
+        energy = spectrum.real.square() + spectrum.imag.square()
+        # the floor keeps the gradient of the root finite at silence
+        energy = energy.clamp(min=1e-6)
+        factor = energy ** ((power - 1) / 2)
+        bent.append(
+            (spectrum.real * factor, spectrum.imag * factor, energy ** (power / 2))
+        )
+    (re, im, size), (re_s, im_s, size_s) = bent
+    with_phase = (re - re_s).square() + (im - im_s).square()
+    return (weight * with_phase + (1 - weight) * (size - size_s).square()).mean()
+
+
+def both_losses(estimate: Tensor, clean: Tensor) -> Tensor:
+    """The compressed distance plus a hundredth of the negative SI-SDR: phase and level from one, timbre from the other."""
+    return compressed_loss(estimate, clean) + 0.01 * si_sdr_loss(estimate, clean)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "si_sdr": si_sdr_loss,
+    "compressed": compressed_loss,
+    "both": both_losses,
+}
+"""Losses of `(estimate, clean)`, `(batch, time)` each, by the name that the searches use."""
+
+
+# --- before networks ----------------------------------------------------------------------------------
+
+
+def noise_power(power: Tensor, smooth: float = 0.9, seconds: float = 1.0) -> Tensor:
+    """The noise in a power spectrum `(batch, frames, bins)`: the least smoothed power of the last `seconds`.
+
+    Speech pauses in every bin sooner or later, so the minimum is noise (Martin, 2001, in its simplest form, with a
+    constant in the place of his bias correction). Causal, but for the first 100 ms, which are taken together.
+    """
+    level, smoothed = power[:, :6].mean(1), []
+    for frame in power.unbind(1):
+        level = smooth * level + (1 - smooth) * frame
+        smoothed.append(level)
+    line = torch.stack(smoothed, 1).transpose(1, 2)
+    reach = max(1, round(seconds * SAMPLE_RATE / HOP))
+    padded = F.pad(-line, (reach - 1, 0), value=-torch.inf)
+    least = -F.max_pool1d(padded, reach, stride=1)
+    return 1.5 * least.transpose(1, 2)
+
+
+@torch.no_grad()
+def spectral_subtraction(wave: Tensor, over: float = 2.0, floor: float = 0.1) -> Tensor:
+    """`(batch, time)` less the power of its noise, `over` times (Boll, 1979; Berouti et al., 1979).
+
+    No bin falls below the share `floor` of its magnitude: what is left of the noise would else ring.
+    """
+    wave = as_float(wave)
+    spectrum = analysis(wave)
+    power = spectrum.abs().square()
+    gain = 1 - over * noise_power(power) / power.clamp(min=1e-12)
+    return synthesis(spectrum * gain.clamp(min=floor**2).sqrt(), wave.shape[1])
+
+
+@torch.no_grad()
+def wiener(wave: Tensor, memory: float = 0.98, floor_db: float = -20.0) -> Tensor:
+    """`(batch, time)` through a Wiener filter with the decision-directed SNR (Ephraim & Malah, 1984).
+
+    The SNR before a frame is seen is guessed as `memory` times what the last frame's filter let through, and the
+    rest from this frame; gain = snr / (1 + snr), not below `floor_db`.
+    """
+    wave = as_float(wave)
+    spectrum = analysis(wave)
+    power = spectrum.abs().square()
+    after = power / noise_power(power).clamp(min=1e-12)
+    least = 10 ** (floor_db / 20)
+    passed, gains = torch.zeros_like(after[:, 0]), []
+    for seen in after.unbind(1):
+        snr = memory * passed + (1 - memory) * (seen - 1).clamp(min=0)
+        gain = (snr / (1 + snr)).clamp(min=least)
+        passed = gain.square() * seen
+        gains.append(gain)
+    return synthesis(spectrum * torch.stack(gains, 1), wave.shape[1])
+
+
+@torch.no_grad()
+def rnnoise(wave: Tensor) -> Tensor:
+    """`(batch, time)` through RNNoise (Valin, 2018, arXiv:1709.08243), which works at 48 kHz; its 10 ms delay is undone.
+
+    Raises ImportError with the command to type where the optional package is missing.
+    """
+    try:
+        from pyrnnoise import rnnoise as library
+    except ImportError as e:
+        raise ImportError(
+            f"RNNoise is an extra of Day 14 and cannot be used here ({e}): pip install pyrnnoise"
+        ) from e
+    rate, step = library.SAMPLE_RATE, library.FRAME_SIZE
+    outputs = []
+    for row in as_float(wave).cpu():
+        high = resample(row, SAMPLE_RATE, rate)
+        size = -(-len(high) // step) * step + step  # one frame more: the delay
+        frames = (F.pad(high, (0, size - len(high))).clamp(-1, 1) * 32767).short()
+        state = library.create()
+        try:
+            made = [
+                torch.from_numpy(library.process_mono_frame(state, frame)[0].copy())
+                for frame in frames.view(-1, step).numpy()
+            ]
+        finally:
+            library.destroy(state)
+        clean = as_float(torch.cat(made))[step:]
+        outputs.append(resample(clean, rate, SAMPLE_RATE)[: len(row)])
+    return torch.stack(outputs).to(wave.device)

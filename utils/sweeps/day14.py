@@ -1,0 +1,235 @@
+"""Day 14's searches: how to train the enhancer, and the speaker encoder under noise.
+
+`python -m utils sweep --day 14` fills both studies, one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import optuna
+import torch
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+)
+from optuna.trial import Trial
+from torch import Tensor, nn
+
+from .. import days, tuning
+from ..device import pick_device, seed_everything
+from ..enhance import (
+    EnhancerSettings,
+    Mixed,
+    fixed_mixtures,
+    train_enhancer,
+    validation_quality,
+)
+from ..logger import Run, RunLogger
+from ..models.enhancement import LOSSES
+from ..models.keywords import count_parameters
+from ..training import OPTIMIZERS, History
+from ..voices import (
+    SpeakerSettings,
+    train_speaker_net,
+    validation_eer,
+    voice_augmentation,
+)
+
+BUDGET: dict[str, dict[str, Any]] = {
+    "quick": {"trials": 2, "epochs": 1, "batches": 2, "utterances": 2, "width": 0.25},
+    "study": {"trials": 12, "epochs": 6, "batches": 40, "utterances": 8, "width": 1.0},
+    "full": {"trials": 40, "epochs": 10, "batches": 200, "utterances": 20, "width": 1.0},
+}
+"""Trials of each of the two studies, epochs and batches an epoch of a trial that is not pruned, validation
+utterances of a speaker, and the share of the networks' usual channels."""
+COLUMNS = (
+    "study", "trial", "state", "system", "optimizer", "lr", "batch_size", "loss", "margin", "snr_db",
+    "final_loss", "val_si_sdr", "val_gain", "val_stoi", "val_eer", "similarity", "eer", "accuracy",
+    "pesq_before", "pesq_after", "stoi_before", "stoi_after", "si_sdr_before", "si_sdr_after",
+    "real_time_factor", "grad_norm", "epochs", "n_params", "val_curve",
+)  # fmt: skip
+SPACES: dict[str, dict[str, BaseDistribution]] = {
+    "enhancer": {
+        "optimizer": CategoricalDistribution(list(OPTIMIZERS)),
+        "lr": FloatDistribution(3e-4, 1e-2, log=True),
+        "batch_size": CategoricalDistribution([4, 8, 16, 32]),
+        "loss": CategoricalDistribution(list(LOSSES)),
+    },
+    "verifier": {
+        "optimizer": CategoricalDistribution(list(OPTIMIZERS)),
+        "lr": FloatDistribution(3e-4, 1e-2, log=True),
+        "batch_size": CategoricalDistribution([16, 32, 64, 128]),
+        "margin": FloatDistribution(0.0, 0.5),
+    },
+}
+"""What may vary in each study."""
+SGD_FACTOR = 10.0
+"""SGD's steps are the gradient times the rate, Adam's about the rate itself: its range lies higher."""
+SNR_DB = 5.0
+"""Speech-to-noise ratio of the validation mixtures of both studies (dB)."""
+
+
+@dataclass
+class Speech:
+    """What the searches see: packed training speech, noises, and validation utterances mixed with noise."""
+
+    name: str
+    samples: Tensor
+    starts: Any
+    lengths: Any
+    speakers: list[str]
+    noises: Mapping[str, Tensor]
+    mixed: Mixed
+    mixed_speakers: list[str]
+
+
+def load(profile: str, device: torch.device) -> Speech:
+    """LibriSpeech's training and validation speakers and the noises to train with; the quick sample likewise.
+
+    Two kinds of noise are kept for validation where there are more than two. The test part is not touched.
+    """
+    from ..speech import librispeech, noises
+
+    corpus, noise = librispeech(profile), noises(profile)
+    kinds = list(noise.train)
+    held_out = kinds[-2:] if len(kinds) > 2 else kinds
+    most, seen = BUDGET[profile]["utterances"], {}
+    chosen = []
+    for i, speaker in enumerate(corpus.validation.speakers):
+        seen[speaker] = seen.get(speaker, 0) + 1
+        if seen[speaker] <= most:
+            chosen.append(i)
+    mixed = fixed_mixtures(
+        [corpus.validation.sound(i) for i in chosen],
+        {k: noise.train[k] for k in held_out}, [SNR_DB],
+    )  # fmt: skip
+    train, lengths = corpus.train, corpus.train.lengths
+    return Speech(
+        corpus.name, train.joined().to(device), lengths.cumsum() - lengths, lengths,
+        train.speakers,
+        {k: v for k, v in noise.train.items() if k not in held_out or len(kinds) <= 2},
+        replace(mixed, noisy=mixed.noisy.to(device), clean=mixed.clean.to(device)),
+        [corpus.validation.speakers[i] for i in chosen],
+    )  # fmt: skip
+
+
+def suggest(trial: Trial, study: str) -> dict[str, Any]:
+    """What a trial draws from its space; numbers of four digits, so that the table's row is the whole truth."""
+    drawn = {
+        name: trial.suggest_float(name, d.low, d.high, log=d.log)
+        if isinstance(d, FloatDistribution)
+        else trial.suggest_categorical(name, d.choices)
+        for name, d in SPACES[study].items()
+    }
+    if drawn["optimizer"] == "SGD":
+        drawn["lr"] *= SGD_FACTOR
+    return {
+        k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in drawn.items()
+    }
+
+
+def train(
+    study: str,
+    speech: Speech,
+    settings: Mapping[str, Any],
+    budget: Mapping[str, Any],
+    seed: int = 0,
+    run: Run | None = None,
+    **more: Any,
+) -> tuple[nn.Module, History]:
+    """One training of a study by these settings; returns the network and its history."""
+    seed_everything(seed)
+    how = {"epochs": budget["epochs"], "batches": budget["batches"]}
+    where = (speech.samples, speech.starts, speech.lengths)
+    if study == "enhancer":
+        plan = EnhancerSettings(channels=round(32 * budget["width"]), **how, **settings)
+        validate = partial(
+            validation_quality, noisy=speech.mixed.noisy, clean=speech.mixed.clean
+        )
+        return train_enhancer(
+            *where, speech.noises, validate, plan, seed=seed, run=run, **more
+        )
+    plan = SpeakerSettings(channels=round(256 * budget["width"]), **how, **settings)
+    augment = voice_augmentation(speech.noises, device=speech.samples.device, seed=seed)
+    validate = partial(
+        validation_eer, waves=list(speech.mixed.noisy), speakers=speech.mixed_speakers
+    )
+    return train_speaker_net(
+        *where, speech.speakers, validate, plan, augment, seed=seed, run=run, **more
+    )
+
+
+def score(study: str, numbers: Mapping[str, float]) -> float:
+    """What a search maximises, on validation mixtures at 5 dB.
+
+    Enhancer: STOI, which none of the losses optimises itself, and a hundredth of the gain in SI-SDR (dB).
+    Verifier: minus the EER, and a hundredth of the loss to part what is equal.
+    """
+    if study == "enhancer":
+        return numbers["val_stoi"] + 0.01 * numbers["val_gain"]
+    return -numbers["val_eer"] - 0.01 * min(numbers["train_loss"], 10.0)
+
+
+def objective(
+    study: str, log: RunLogger, speech: Speech, budget: Mapping[str, Any]
+) -> Callable[[Trial], float]:
+    """A function of a trial: trains, leaves a row, and returns its score."""
+
+    def run_trial(trial: Trial) -> float:
+        settings = suggest(trial, study)
+        pruned = False
+
+        def stop(numbers: Mapping[str, float]) -> bool:
+            nonlocal pruned
+            trial.report(score(study, numbers), numbers["epoch"])
+            last = numbers["epoch"] == budget["epochs"]
+            pruned = not last and trial.should_prune()
+            return pruned
+
+        with log.run(
+            role="sweep", study=study, trial=trial.number, **settings
+        ) as run:
+            model, history = train(
+                study, speech, settings, budget, run=run, stop=stop, bar=False
+            )
+            last = history.epochs[-1]
+            measured = {k: v for k, v in last.items() if k in COLUMNS}
+            if study == "verifier":
+                measured["similarity"] = last["val_similarity"]
+            name = "val_stoi" if study == "enhancer" else "val_eer"
+            run.result(
+                **measured | {"epochs": last["epoch"], "snr_db": SNR_DB},
+                final_loss=last["train_loss"], n_params=count_parameters(model),
+                state="pruned" if pruned else "complete",
+                val_curve=" ".join(f"{v:.4f}" for v in history.column(name)),
+            )  # fmt: skip
+        if pruned:
+            raise optuna.TrialPruned
+        return score(study, last)
+
+    return run_trial
+
+
+def study_path(profile: str, study: str):
+    """The journal file of one study."""
+    return days.runs(profile, days.get(14).name, f"{study}.journal")
+
+
+def work(profile: str, trials: int | None = None) -> None:
+    """One worker: fills the enhancer's study, then the verifier's."""
+    device, budget = pick_device(), BUDGET[profile]
+    speech = load(profile, device)
+    log = RunLogger(14, profile, speech.name, device, COLUMNS)
+    for number, study in enumerate(SPACES):
+        tuning.search(
+            study_path(profile, study),
+            objective(study, log, speech, budget),
+            trials or budget["trials"],
+            "tpe",
+            seed=1000 * number,  # or both studies would begin with the same draws
+        )
