@@ -1,4 +1,4 @@
-"""Enhancement: identity before training, causal, small, streamed as offline; losses, baselines, quality, searches."""
+"""Enhancement: causal, small, streamed as offline; losses, baselines, quality, mixtures, training, searches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from utils.enhance import (
     train_enhancer,
     validation_quality,
 )
-from utils.features import SAMPLE_RATE
+from utils.features import SAMPLE_RATE, fixed_length
 from utils.logger import RunLogger, read_table
 from utils.metrics import si_sdr
 from utils.models import enhancement
@@ -72,7 +72,8 @@ def sentences() -> list[torch.Tensor]:
     """Six bundled sentences by as many voices, float `(time,)`."""
     index, samples = read_sample("sentences")
     return [
-        torch.from_numpy(samples[int(r["start"]) :][: int(r["length"])].copy()) / 32768.0
+        torch.from_numpy(samples[int(r["start"]) :][: int(r["length"])].copy())
+        / 32768.0
         for r in index[:6]
     ]
 
@@ -182,13 +183,15 @@ def test_the_compressed_loss_knows_no_common_level():
 
 @pytest.mark.parametrize("method", [spectral_subtraction, wiener])
 def test_baselines_take_steady_noise_away(method, sentences):
-    clean = torch.stack([s[:32_000] for s in sentences[:3]])
+    before = torch.zeros(8000)  # half a second of noise alone
+    clean = [fixed_length(torch.cat([before, s]), 40_000) for s in sentences[:3]]
+    clean = torch.stack(clean)
     clean = clean / clean.square().mean(1, keepdim=True).sqrt() * 0.1
-    noisy = clean + noise(3, 32_000) * 10 ** (-5 / 20)
+    noisy = clean + noise(3, 40_000) * 10 ** (-5 / 20)
     out = method(noisy)
     assert out.shape == noisy.shape
     gain = si_sdr(out, clean) - si_sdr(noisy, clean)
-    assert gain.mean() > 1.0
+    assert gain.min() > 2
     assert method(noisy * 3).sub(3 * out).abs().max() < 1e-3  # level does not matter
     quiet = method(noise(1, 32_000))[:, 16_000:]
     assert quiet.square().mean() < 0.2 * 0.1**2  # noise alone falls by 7 dB or more
@@ -229,7 +232,7 @@ def test_rnnoise_is_fed_48_khz_and_its_delay_is_undone(monkeypatch):
 
 
 def test_quality_before_and_after(sentences):
-    clean = torch.stack([s[:24_000] for s in sentences[:2]])
+    clean = torch.stack([fixed_length(s, 24_000) for s in sentences[:2]])
     noisy = clean + 0.3 * noise(2, 24_000)
     if enhance.has_pesq():
         good, bad = quality(clean, clean), quality(noisy, clean)
@@ -289,7 +292,8 @@ def test_means_by_snr_have_intervals_over_speakers():
     scores[3] = np.nan
     found = by_snr(scores, snr, speakers)
     assert list(found) == [0.0, 5.0]
-    assert found[0.0].low < 0 < found[0.0].high
+    for interval in found.values():
+        assert interval.low < interval.mean < interval.high
     assert found[5.0].mean == pytest.approx(scores[40:].mean())
 
 
@@ -300,7 +304,7 @@ def test_real_time_factor_is_seconds_per_second():
         time.sleep(0.1 * wave.shape[1] / SAMPLE_RATE)
 
     threads = torch.get_num_threads()
-    assert real_time_factor(slow, seconds=1.0, repeats=2) == pytest.approx(0.1, rel=0.3)
+    assert 0.1 <= real_time_factor(slow, seconds=1.0, repeats=2) < 0.3
     assert torch.get_num_threads() == threads
 
 
@@ -351,7 +355,7 @@ def test_mixtures_on_the_fly(sentences):
 
 
 TINY = EnhancerSettings(
-    batch_size=4, seconds=0.6, batches=8, epochs=3, channels=8, lr=1e-2, loss="both"
+    batch_size=4, seconds=0.5, batches=10, epochs=4, channels=8, lr=5e-3, loss="si_sdr"
 )
 
 
@@ -367,7 +371,7 @@ def test_a_small_training_learns_and_resumes(sentences, tmp_path):
             lambda m: validation_quality(m, mixed.noisy, mixed.clean), TINY, bar=False, **more,
         )  # fmt: skip
 
-    model, history = train()
+    _, history = train()
     losses = history.column("train_loss")
     assert losses[-1] < losses[0]
     assert history.epochs[-1]["val_gain"] > 1.0
@@ -379,7 +383,7 @@ def test_a_small_training_learns_and_resumes(sentences, tmp_path):
     path = tmp_path / "c.pt"
     with pytest.raises(KeyboardInterrupt):
         train(checkpoint=path, stop=killed)
-    again, resumed = train(checkpoint=path)
+    _, resumed = train(checkpoint=path)
     assert resumed.column("train_loss") == pytest.approx(losses, rel=1e-3)
     with pytest.raises(ValueError, match="write one of si_sdr, compressed, both"):
         train_enhancer(
@@ -401,9 +405,7 @@ def test_the_searches_leave_rows(sentences, tmp_path, monkeypatch):
     small = {"batch_size": day14.CategoricalDistribution([2, 4])}
     for name, space in day14.SPACES.items():
         monkeypatch.setitem(day14.SPACES, name, space | small)
-    monkeypatch.setitem(
-        day14.BUDGET, "quick", day14.BUDGET["quick"] | {"width": 0.125}
-    )
+    monkeypatch.setitem(day14.BUDGET, "quick", day14.BUDGET["quick"] | {"width": 0.125})
     day14.work("quick", 1)
     log = RunLogger(14, "quick", data.name, torch.device("cpu"), day14.COLUMNS)
     rows = read_table(log.path)

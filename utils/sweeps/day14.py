@@ -43,7 +43,13 @@ from ..voices import (
 BUDGET: dict[str, dict[str, Any]] = {
     "quick": {"trials": 2, "epochs": 1, "batches": 2, "utterances": 2, "width": 0.25},
     "study": {"trials": 12, "epochs": 6, "batches": 40, "utterances": 8, "width": 1.0},
-    "full": {"trials": 40, "epochs": 10, "batches": 200, "utterances": 20, "width": 1.0},
+    "full": {
+        "trials": 40,
+        "epochs": 10,
+        "batches": 200,
+        "utterances": 20,
+        "width": 1.0,
+    },
 }
 """Trials of each of the two studies, epochs and batches an epoch of a trial that is not pruned, validation
 utterances of a speaker, and the share of the networks' usual channels."""
@@ -191,14 +197,13 @@ def objective(
             pruned = not last and trial.should_prune()
             return pruned
 
-        with log.run(
-            role="sweep", study=study, trial=trial.number, **settings
-        ) as run:
+        with log.run(role="sweep", study=study, trial=trial.number, **settings) as run:
             model, history = train(
                 study, speech, settings, budget, run=run, stop=stop, bar=False
             )
             last = history.epochs[-1]
-            measured = {k: v for k, v in last.items() if k in COLUMNS}
+            wanted = ("val_si_sdr", "val_gain", "val_stoi", "val_eer", "grad_norm")
+            measured = {k: last[k] for k in wanted if k in last}
             if study == "verifier":
                 measured["similarity"] = last["val_similarity"]
             name = "val_stoi" if study == "enhancer" else "val_eer"
