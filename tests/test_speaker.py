@@ -233,7 +233,7 @@ def test_a_small_training_learns_and_resumes(tmp_path):
         torch.manual_seed(0)
         return train_speaker_net(
             samples, starts, lengths, speakers,
-            lambda e: validation_eer(e, waves, speakers), settings, augment,
+            lambda e: validation_eer(e, waves[::2], speakers[::2]), settings, augment,
             mixed=False, bar=False, **more,
         )  # fmt: skip
 
