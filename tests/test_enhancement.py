@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -355,7 +356,7 @@ def test_mixtures_on_the_fly(sentences):
 
 
 TINY = EnhancerSettings(
-    batch_size=4, seconds=0.5, batches=8, epochs=2, channels=8, lr=5e-3, loss="si_sdr"
+    batch_size=4, seconds=0.5, batches=10, epochs=4, channels=8, lr=5e-3, loss="si_sdr"
 )
 
 
@@ -364,17 +365,20 @@ def test_a_small_training_learns_and_resumes(sentences, tmp_path):
     noises = {"hiss": noise(30_000)}
     mixed = fixed_mixtures(sentences[:2], noises, (0,), seconds=1.0)
 
-    def train(**more):
+    def train(plan, **more):
         torch.manual_seed(0)
         return train_enhancer(
             samples, starts, lengths, noises,
-            lambda m: validation_quality(m, mixed.noisy, mixed.clean), TINY, bar=False, **more,
+            lambda m: validation_quality(m, mixed.noisy, mixed.clean), plan, bar=False, **more,
         )  # fmt: skip
 
-    _, history = train()
+    _, history = train(TINY)
     losses = history.column("train_loss")
     assert losses[-1] < losses[0]
     assert history.epochs[-1]["val_gain"] > 1.0
+
+    short = replace(TINY, batches=2, epochs=2)
+    losses = train(short)[1].column("train_loss")
 
     def killed(numbers):
         if numbers["epoch"] == 1:
@@ -382,8 +386,8 @@ def test_a_small_training_learns_and_resumes(sentences, tmp_path):
 
     path = tmp_path / "c.pt"
     with pytest.raises(KeyboardInterrupt):
-        train(checkpoint=path, stop=killed)
-    _, resumed = train(checkpoint=path)
+        train(short, checkpoint=path, stop=killed)
+    _, resumed = train(short, checkpoint=path)
     assert resumed.column("train_loss") == pytest.approx(losses, rel=1e-3)
     with pytest.raises(ValueError, match="write one of si_sdr, compressed, both"):
         train_enhancer(

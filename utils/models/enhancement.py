@@ -121,7 +121,7 @@ class Enhancer(nn.Module):
 
     `(batch, time)` noisy, float or int16, to `(batch, time)` enhanced. The compressed spectrum (magnitude
     to the power 0.3, with real and imaginary part) is merged into 129 bands, halved twice by convolutions,
-    seen over time by dilated convolutions (33 frames together) and two dual-path GRUs, and brought back
+    seen over time by dilated convolutions (33 frames together) and two dual-path blocks, and brought back
     to 129 bands of a complex mask, which is spread over the 257 bins and multiplied with the noisy
     spectrum. Before any training the mask is 1: what goes in comes out.
     """
