@@ -207,10 +207,10 @@ def test_rnnoise_is_an_extra(monkeypatch):
 
 def test_rnnoise_is_fed_48_khz_and_its_delay_is_undone(monkeypatch):
     class Library:
-        """Stands in for the package: gives each frame back one frame later."""
+        """Stands in for the package: gives each frame back two frames later."""
 
         SAMPLE_RATE, FRAME_SIZE = 48_000, 480
-        create = staticmethod(lambda: [np.zeros(480, np.int16)])
+        create = staticmethod(lambda: [np.zeros(480, np.int16)] * 2)
         destroy = staticmethod(lambda state: state.clear())
 
         @staticmethod
