@@ -13,7 +13,7 @@ import soundfile
 import torch
 from torch.nn import functional as F
 
-from utils import voices
+from utils import speakers
 from utils.crops import Crops
 from utils.features import SAMPLE_RATE, AudioError, reverberate, room_response
 from utils.models import speaker
@@ -30,8 +30,7 @@ from utils.models.speaker import (
     save_random_ecapa,
     slice_starts,
 )
-from utils.speech import read_sample
-from utils.voices import (
+from utils.speakers import (
     SpeakerSettings,
     agreement,
     calibrate_encoder,
@@ -40,6 +39,7 @@ from utils.voices import (
     verify,
     voice_augmentation,
 )
+from utils.speech import read_sample
 
 
 def gen(seed: int = 0) -> torch.Generator:
@@ -441,7 +441,7 @@ def test_agreement_needs_two_groups():
     assert agreement(torch.stack([a, a, b, b])) == pytest.approx(0, abs=1e-6)
     assert agreement(torch.stack([a, a, a, b])) == 1  # one odd window
     assert agreement(torch.stack([a, b])) == 1
-    assert voices.SHORTEST < 1
+    assert speakers.SHORTEST < 1
 
 
 def test_the_classifier_gives_cosines():

@@ -355,7 +355,7 @@ def test_two_clips_are_learned_by_heart():
     some = spoken("AB CA", "CB", letter=0.06)
     recogniser = tiny(mask_time_prob=0.0, **CALM)
     settings = FineTuning(
-        epochs=300, batch_size=2, lr=5e-3, frozen=False, schedule="constant"
+        epochs=300, batch_size=2, lr=5e-3, frozen=False, scheduler="constant"
     )
     history = fine_tune(
         recogniser, some, some, settings, bar=False, stop=lambda e: e["val_wer"] == 0

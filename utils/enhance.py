@@ -18,8 +18,8 @@ from .features import SAMPLE_RATE, add_noise, as_float, fixed_length, noise_segm
 from .logger import Run
 from .metrics import Interval, bootstrap_mean, si_sdr
 from .models.enhancement import HOP, LOSSES, Enhancer, EnhancerStream
+from .speakers import joined
 from .training import OPTIMIZERS, History, fit, predict
-from .voices import joined
 
 NO_PESQ = (
     "PESQ: not measured, the package is not installed (pip install pesq, which needs a C compiler); "

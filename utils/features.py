@@ -324,14 +324,18 @@ def time_shift(wave: Tensor, generator: torch.Generator, most: int) -> Tensor:
     return every[torch.arange(len(wave)), start.to(wave.device)]
 
 
-def to_level(wave: Tensor, level: float = -26.0) -> Tensor:
-    """Each wave of `(batch, time)` at the same level: root mean square of `level` dB of full scale.
+def to_level(wave: Tensor, level: float = -26.0, peak: float | None = None) -> Tensor:
+    """Each wave of `(..., time)` at the same level: root mean square of `level` dB of full scale.
 
     A clip that is 40 dB softer is the same word; without this, the floor under the logarithm of a
-    log-mel swallows it. Silence (below -100 dB) stays as it is.
+    log-mel swallows it. With `peak` a wave stays softer where its largest sample would pass that value.
+    Silence (below -100 dB) stays as it is.
     """
-    rms = wave.square().mean(1, keepdim=True).sqrt()
+    rms = wave.square().mean(-1, keepdim=True).sqrt()
     gain = 10 ** (level / 20) / rms.clamp(min=1e-5)
+    if peak is not None:
+        highest = wave.abs().amax(-1, keepdim=True).clamp(min=1e-8)
+        gain = torch.minimum(gain, peak / highest)
     return wave * torch.where(rms > 1e-5, gain, torch.ones_like(gain))
 
 

@@ -161,11 +161,3 @@ def trim_silence(
     """
     first, last = speech_bounds(wave, sample_rate, top_db, margin)
     return wave[first:last]
-
-
-def to_level(wave: Tensor, level: float = -25.0) -> Tensor:
-    """A wave `(time,)` as float at `level` dB of full scale (root mean square), or less where peaks would clip."""
-    wave = as_float(wave)
-    rms = wave.square().mean().sqrt().clamp(min=1e-8)
-    gain = torch.minimum(10 ** (level / 20) / rms, 0.99 / wave.abs().max().clamp(1e-8))
-    return wave * gain

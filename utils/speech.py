@@ -14,7 +14,7 @@ import torch
 from . import data, days
 from .data import SPLITS, DataError, Part, read_lines
 from .days import check_profile
-from .features import SAMPLE_RATE, as_float, fixed_length, read_audio
+from .features import SAMPLE_RATE, as_float, fixed_length, read_audio, to_level
 from .pack import Item, pack
 
 NINE_WORDS = ("right", "one", "go", "zero", "up", "down", "left", "five", "eight")
@@ -401,7 +401,7 @@ def noises(profile: str) -> Noises:
         train, test = words.train_noise, words.test_noise
         return Noises(
             "sample-noise",
-            *({k: levelled(v) for k, v in n.items()} for n in (train, test)),
+            *({k: to_level(v, -20.0) for k, v in n.items()} for n in (train, test)),
         )
     found = data.require("noise")
     files = data.noise_files(data.data_root())
@@ -412,15 +412,10 @@ def noises(profile: str) -> Noises:
         _check_complete(there, names, part, data.data_root() / "noise", day=10)
         by_kind: dict[str, list[torch.Tensor]] = {}
         for item in there:
-            wave = levelled(without_silence(read_audio(item.path)))
+            wave = to_level(without_silence(read_audio(item.path)), -20.0)
             by_kind.setdefault(item.name.split("/")[0], []).append(wave)
         parts.append({kind: torch.cat(waves) for kind, waves in by_kind.items()})
     return Noises(found, *parts)
-
-
-def levelled(wave: torch.Tensor, rms: float = 0.1) -> torch.Tensor:
-    """`(time,)` scaled to this root mean square; silence stays silence."""
-    return wave * (rms / wave.square().mean().sqrt().clamp(min=1e-8))
 
 
 def without_silence(wave: torch.Tensor, under_db: float = 40.0) -> torch.Tensor:

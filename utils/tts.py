@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .device import gains_bf16
-from .features import AudioError, as_float
+from .features import AudioError, as_float, to_level
 from .logger import Run, progress
-from .mel import SILENCE, SynthesisMel, to_level, trim_silence
+from .mel import SILENCE, SynthesisMel, trim_silence
 from .models.tacotron2 import (
     TAIL,
     Speech,
@@ -121,7 +121,8 @@ def prepare(
             if len(wave) > longest * rate:
                 skipped[i] = f"{len(wave) / rate:.1f} s, {longest:g} at most"
                 continue
-            mels.append(mel(to_level(wave)[None].to(device))[0])
+            wave = to_level(as_float(wave), -25.0, peak=0.99)
+            mels.append(mel(wave[None].to(device))[0])
             symbols.append(torch.tensor(numbers))
             kept.append(i)
     if not kept:

@@ -288,7 +288,7 @@ class Calibration:
     """What a score means: the threshold at the EER, and the log odds `slope * score + offset`.
 
     Learnt on other speakers than those it is used on. `agreement` is the least likeness of the two halves of
-    a recording that passes as one speaker (see `utils.voices`); nan where it was not learnt.
+    a recording that passes as one speaker (see `utils.speakers`); nan where it was not learnt.
     """
 
     threshold: float

@@ -578,7 +578,7 @@ class FineTuning:
     lr: float = 1e-3
     encoder_lr: float | None = None
     optimizer: str = "AdamW"
-    schedule: str = "tri-stage"
+    scheduler: str = "tri-stage"
     clip: float = 1.0
     frozen: bool = True
     cached: bool = False
@@ -589,7 +589,7 @@ class FineTuning:
     def __post_init__(self) -> None:
         if self.cached and not self.frozen:
             raise ValueError("only the output of frozen convolutions can be cached")
-        for name, known in ((self.optimizer, OPTIMIZERS), (self.schedule, SCHEDULES)):
+        for name, known in ((self.optimizer, OPTIMIZERS), (self.scheduler, SCHEDULES)):
             if name not in known:
                 raise ValueError(
                     f"{name!r} is unknown: write one of {', '.join(known)}"
@@ -665,7 +665,7 @@ def fine_tune(
     groups = [{"params": head}, {"params": below, "lr": encoder_lr}]
     optimizer = OPTIMIZERS[settings.optimizer](groups, lr=settings.lr)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: schedule_factor(settings.schedule, step, steps)
+        optimizer, lambda step: schedule_factor(settings.scheduler, step, steps)
     )
     history, start = History(), 0
     if checkpoint and checkpoint.exists():

@@ -38,7 +38,7 @@ BUDGET = {
 }
 """Trials of the study, epochs of a trial that is not pruned, and sequences to train on."""
 COLUMNS = (
-    "model", "task", "trial", "state", "optimizer", "schedule", "batch_size", "lr", "encoder_lr",
+    "model", "task", "trial", "state", "optimizer", "scheduler", "batch_size", "lr", "encoder_lr",
     "epochs", "n_params", "final_loss", "val_loss", "val_wer", "val_cer", "val_blanks", "wer",
     "cer", "accuracy", "substitutions", "deletions", "insertions", "decoder", "grad_norm",
     "val_curve",
@@ -46,7 +46,7 @@ COLUMNS = (
 
 SPACE: dict[str, BaseDistribution] = {
     "optimizer": CategoricalDistribution(list(OPTIMIZERS)),
-    "schedule": CategoricalDistribution(list(SCHEDULES)),
+    "scheduler": CategoricalDistribution(list(SCHEDULES)),
     "batch_size": CategoricalDistribution([4, 8, 16, 32]),
     "lr": FloatDistribution(3e-4, 1e-2, log=True),
     "encoder_lr": FloatDistribution(3e-5, 3e-3, log=True),

@@ -32,13 +32,13 @@ from ..enhance import (
 from ..logger import Run, RunLogger
 from ..models.enhancement import LOSSES
 from ..models.keywords import count_parameters
-from ..training import OPTIMIZERS, History
-from ..voices import (
+from ..speakers import (
     SpeakerSettings,
     train_speaker_net,
     validation_eer,
     voice_augmentation,
 )
+from ..training import OPTIMIZERS, History
 
 BUDGET: dict[str, dict[str, Any]] = {
     "quick": {"trials": 2, "epochs": 1, "batches": 2, "utterances": 2, "width": 0.25},
