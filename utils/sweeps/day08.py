@@ -32,7 +32,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 BUDGET = {
     "quick": {"trials": 4, "epochs": 2},
-    "study": {"trials": 22, "epochs": 8},
+    "study": {"trials": 20, "epochs": 8},
     "full": {"trials": 100, "epochs": 30},
 }
 """Trials of each of the two studies, and epochs of a trial that is not pruned."""
