@@ -14,11 +14,17 @@ import torch
 from torch import Tensor
 
 from .crops import Crops, Mixtures
-from .features import SAMPLE_RATE, add_noise, as_float, fixed_length, noise_segments
+from .features import (
+    SAMPLE_RATE,
+    add_noise,
+    as_float,
+    fixed_length,
+    joined,
+    noise_segments,
+)
 from .logger import Run
 from .metrics import Interval, bootstrap_mean, si_sdr
 from .models.enhancement import HOP, LOSSES, Enhancer, EnhancerStream
-from .speakers import joined
 from .training import OPTIMIZERS, History, fit, predict
 
 NO_PESQ = (

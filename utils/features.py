@@ -8,6 +8,7 @@ frame t is a window around sample `t * hop`, so a wave of n samples has `1 + n /
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -379,6 +380,12 @@ def add_noise(wave: Tensor, noise: Tensor, snr_db: Tensor | float) -> Tensor:
         (speech_power / noise_power.clamp(min=1e-20)).sqrt() * 10 ** (-snr / 20)
     ).masked_fill(noise_power <= 0, 0)
     return wave + gain * noise
+
+
+def joined(noises: Mapping[str, Tensor]) -> Tensor:
+    """Recordings `(time,)` brought to one level and joined to one `(time,)`; nothing where there are none."""
+    parts = [n / n.square().mean().sqrt().clamp(min=1e-8) for n in noises.values()]
+    return 0.1 * torch.cat(parts) if parts else torch.zeros(0)
 
 
 def noise_segments(

@@ -14,6 +14,7 @@ from .features import (
     as_float,
     change_speed,
     fixed_length,
+    joined,
     noise_segments,
     play_at,
     read_audio,
@@ -34,8 +35,7 @@ def augmentation(
     At strength 1: speed by up to 15 %, shift by up to 100 ms, and in a share `noisy` of the clips
     noise at 0 to 25 dB. The recordings are brought to one level and joined.
     """
-    parts = [n / n.square().mean().sqrt() for n in noises.values()]
-    noise = 0.1 * torch.cat(parts) if parts else torch.zeros(0)
+    noise = joined(noises)
 
     def augment(wave: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         wave = change_speed(as_float(wave), generator, 0.15 * min(strength, 1.5))

@@ -19,6 +19,7 @@ from .features import (
     AudioError,
     add_noise,
     as_float,
+    joined,
     noise_segments,
     read_audio,
     reverberate,
@@ -37,12 +38,6 @@ SILENCE_DB = -60.0
 
 
 # --- training -----------------------------------------------------------------------------------------
-
-
-def joined(noises: Mapping[str, Tensor]) -> Tensor:
-    """Recordings `(time,)` brought to one level and joined to one `(time,)`; nothing where there are none."""
-    parts = [n / n.square().mean().sqrt().clamp(min=1e-8) for n in noises.values()]
-    return 0.1 * torch.cat(parts) if parts else torch.zeros(0)
 
 
 def voice_augmentation(

@@ -95,11 +95,7 @@ def fit(
     checkpoint = checkpoint or (run.checkpoint if run else None)
     keep = run is not None and run.keeps_checkpoint
     if checkpoint and checkpoint.exists():
-        history, start = load_checkpoint(checkpoint, model, optimizer, scheduler)
-        if run:
-            run.earlier_seconds = history.seconds
-            for e in history.epochs:
-                run.epoch(**{"number" if k == "epoch" else k: v for k, v in e.items()})
+        history, start = resume(checkpoint, model, optimizer, scheduler, run)
     with progress(epochs * len(batches), label, start * len(batches), bar) as shown:
         for epoch in range(start, epochs):
             model.train()
@@ -151,9 +147,7 @@ def fit(
             )
             history.epochs.append(entry)
             if run:
-                run.epoch(
-                    **{"number" if k == "epoch" else k: v for k, v in entry.items()}
-                )
+                run.epoch(**numbered(entry))
             if checkpoint and (epoch + 1 < epochs or keep):
                 save_checkpoint(checkpoint, model, optimizer, scheduler, history)
             if stop and stop(entry):
@@ -223,6 +217,27 @@ def save_checkpoint(
     scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     torch.save(state, scratch)
     os.replace(scratch, path)
+
+
+def numbered(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """One epoch of a history as `Run.epoch` takes it."""
+    return {"number" if k == "epoch" else k: v for k, v in entry.items()}
+
+
+def resume(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    run: Run | None = None,
+) -> tuple[History, int]:
+    """`load_checkpoint`, and the epochs that are done told to the run's record again."""
+    history, start = load_checkpoint(path, model, optimizer, scheduler)
+    if run:
+        run.earlier_seconds = history.seconds
+        for entry in history.epochs:
+            run.epoch(**numbered(entry))
+    return history, start
 
 
 def load_checkpoint(

@@ -43,7 +43,8 @@ from ..speech import Sentences
 from ..training import (
     Diverged,
     History,
-    load_checkpoint,
+    numbered,
+    resume,
     save_checkpoint,
     total_norm,
 )
@@ -669,11 +670,7 @@ def fine_tune(
     )
     history, start = History(), 0
     if checkpoint and checkpoint.exists():
-        history, start = load_checkpoint(checkpoint, recogniser, optimizer, scheduler)
-        if run:
-            run.earlier_seconds = history.seconds
-            for entry in history.epochs:
-                run.epoch(**_numbered(entry))
+        history, start = resume(checkpoint, recogniser, optimizer, scheduler, run)
     network = accelerator.prepare(recogniser)
     done = sum(map(len, plan[:start]))
     show = bar and accelerator.is_main_process
@@ -732,7 +729,7 @@ def fine_tune(
             )
             history.epochs.append(entry)
             if run:
-                run.epoch(**_numbered(entry))
+                run.epoch(**numbered(entry))
             if checkpoint and accelerator.is_main_process:
                 save_checkpoint(checkpoint, recogniser, optimizer, scheduler, history)
             accelerator.wait_for_everyone()
@@ -746,10 +743,6 @@ def fine_tune(
         checkpoint.unlink(missing_ok=True)
     recogniser.eval()
     return history
-
-
-def _numbered(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {"number" if k == "epoch" else k: v for k, v in entry.items()}
 
 
 # --- pretraining --------------------------------------------------------------------------------------
@@ -861,11 +854,7 @@ def pretrain(
     )
     history, start = History(), 0
     if checkpoint and checkpoint.exists():
-        history, start = load_checkpoint(checkpoint, model, optimizer, scheduler)
-        if run:
-            run.earlier_seconds = history.seconds
-            for entry in history.epochs:
-                run.epoch(**_numbered(entry))
+        history, start = resume(checkpoint, model, optimizer, scheduler, run)
     model.train()
     inside = torch.arange(length, device=device)
     all_samples = torch.full((settings.batch_size,), length, device=device)
@@ -920,7 +909,7 @@ def pretrain(
             entry |= {"lr": scheduler.get_last_lr()[0], "seconds": round(seconds, 3)}
             history.epochs.append(entry)
             if run:
-                run.epoch(**_numbered(entry))
+                run.epoch(**numbered(entry))
             if checkpoint:
                 save_checkpoint(checkpoint, model, optimizer, scheduler, history)
             shown.set_postfix_str(
