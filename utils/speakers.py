@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .crops import Augment, Crops
+from .device import describe_machine, pick_device, seed_everything
 from .features import (
     SAMPLE_RATE,
     AudioError,
@@ -22,14 +23,17 @@ from .features import (
     joined,
     noise_segments,
     read_audio,
+    resample,
     reverberate,
     room_response,
     to_mono,
 )
-from .logger import Run
+from .logger import Run, RunLogger
 from .models.speaker import Embedder, SpeakerClassifier, SpeakerNet, aam_softmax
+from .speech import Corpus, Sentences, librispeech, noises, speech_commands
 from .training import OPTIMIZERS, History, fit
 from .verification import Calibration, all_pairs, calibrate, cosine_scores, eer
+from .weights import save_weights
 
 SHORTEST = 0.5
 """Seconds: a recording that is shorter says too little of a voice."""
@@ -143,6 +147,118 @@ def train_speaker_net(
         validate=(lambda m: validate(m.encoder)) if validate else None, mixed=mixed, **more,
     )  # fmt: skip
     return encoder, history
+
+
+# --- the encoder that Day 13 ships --------------------------------------------------------------------
+
+COLUMNS = (
+    "model", "n_params", "optimizer", "lr", "batch_size", "margin", "steps", "speakers", "enrolment",
+    "seconds_used", "scores", "loss", "eer", "eer_low", "eer_high", "min_dcf", "accuracy",
+    "identification", "similarity", "threshold", "val_eer", "grad_norm",
+)  # fmt: skip
+"""Columns of Day 13's table."""
+OWN: dict[str, SpeakerSettings] = {
+    "quick": SpeakerSettings(channels=16, batch_size=8, batches=4, epochs=2),
+    "study": SpeakerSettings(channels=128, batches=50, epochs=20),
+    "full": SpeakerSettings(batch_size=128, batches=400, epochs=30),
+}
+"""How the encoder of our own is trained; full on a GPU."""
+SPEEDS = (1.0, 0.9, 1.1)
+"""A voice played at another speed is another voice: three training speakers from each."""
+
+
+@dataclass(frozen=True)
+class Voices:
+    """Training utterances of many speakers, packed: see `train_speaker_net`."""
+
+    name: str
+    samples: Tensor
+    starts: np.ndarray
+    lengths: np.ndarray
+    speakers: list[str]
+
+
+def training_voices(
+    profile: str, corpus: Corpus, speeds: Sequence[float] = SPEEDS
+) -> Voices:
+    """The speakers to train with: LibriSpeech's and Speech Commands' training parts, each at all `speeds`.
+
+    In quick the bundled sentences' and words' voices. A voice at another speed counts as another speaker
+    (Yamamoto et al., 2019): pitch and formants move together.
+    """
+    words = speech_commands(profile)
+    clips = words.train
+    spoken = Sentences.of(
+        list(clips.x.numpy()), [words.classes[i] for i in clips.y], clips.speakers
+    )
+    # the bundled words and sentences share voices
+    held_out = {*corpus.validation.speakers, *corpus.test.speakers}
+    spoken = spoken.take([s not in held_out for s in spoken.speakers])
+    parts = [corpus.train, spoken]
+    waves, speakers = [], []
+    for speed in speeds:
+        for part in parts:
+            for i, speaker in enumerate(part.speakers):
+                wave = torch.from_numpy(np.array(part.wave(i)))
+                if speed != 1:
+                    faster = resample(as_float(wave), round(SAMPLE_RATE * speed))
+                    wave = (faster.clamp(-1, 1) * 32767).short()
+                waves.append(wave)
+                speakers.append(f"{speaker} x{speed}")
+    lengths = np.array([len(w) for w in waves])
+    return Voices(
+        f"{corpus.name}+{words.name}", torch.cat(waves), lengths.cumsum() - lengths, lengths, speakers
+    )  # fmt: skip
+
+
+def few_of_each(
+    part: Sentences, most: int, seconds: float = 4.0
+) -> tuple[list[Tensor], list[str]]:
+    """The first `most` utterances of each speaker, cut to `seconds`: waves and speakers, to validate with."""
+    chosen = part.first_of_each(most)
+    waves = [part.sound(i)[: round(seconds * SAMPLE_RATE)] for i in chosen]
+    return waves, [part.speakers[i] for i in chosen]
+
+
+def train_own(profile: str, path: Path, seed: int = 0) -> History:
+    """Train the encoder that Day 13 ships and write it to `path` in float16; returns the history.
+
+    What `python -m utils pretrain --day 13` does. The run is a row of the day's table; the card has data,
+    settings, machine and the curve. Stopped and validated on LibriSpeech's four validation speakers.
+    """
+    settings, device = OWN[profile], pick_device()
+    corpus = librispeech(profile)
+    voices = training_voices(profile, corpus)
+    held_out = few_of_each(corpus.validation, 20)
+    log = RunLogger(13, profile, voices.name, device, COLUMNS)
+    steps = settings.batches * settings.epochs
+    chosen = {
+        k: getattr(settings, k) for k in ("optimizer", "lr", "batch_size", "margin")
+    }
+    with log.run(seed=seed, model="SpeakerNet, own", steps=steps, **chosen) as run:
+        seed_everything(seed)
+        encoder, history = train_speaker_net(
+            voices.samples.to(device), voices.starts, voices.lengths, voices.speakers,
+            partial(validation_eer, waves=held_out[0], speakers=held_out[1]), settings,
+            voice_augmentation(noises(profile).train, device=device, seed=seed),
+            seed=seed, run=run, label=f"encoder, seed {seed}",
+        )  # fmt: skip
+        end = history.epochs[-1]
+        size = sum(p.numel() for p in encoder.parameters())
+        run.result(
+            n_params=size, speakers=len(set(voices.speakers)), loss=end["train_loss"]
+        )
+        run.result(val_eer=end["val_eer"], grad_norm=end["grad_norm"])
+    card = {
+        "model": "SpeakerNet", "what": "speaker encoder trained from random weights with AAM-softmax",
+        "n_params": size, "data": voices.name, "hours": round(len(voices.samples) / SAMPLE_RATE / 3600, 2),
+        "speakers": len(set(voices.speakers)), "speeds": SPEEDS, "seed": seed, "settings": asdict(settings),
+        "seconds": round(history.seconds, 1), "machine": describe_machine(device), "commit": log.commit,
+        "metric": {"val_eer": end["val_eer"]},
+        "curve": [{k: round(v, 4) for k, v in e.items()} for e in history.epochs],
+    }  # fmt: skip
+    save_weights(path, encoder, card, half=True)
+    return history
 
 
 # --- one's own recordings -----------------------------------------------------------------------------

@@ -245,6 +245,16 @@ class Sentences:
             [self.names[i] for i in numbers], self.rate,
         )  # fmt: skip
 
+    def first_of_each(self, most: int) -> list[int]:
+        """The numbers of the first `most` utterances of every speaker."""
+        seen: dict[str, int] = {}
+        chosen = []
+        for i, speaker in enumerate(self.speakers):
+            seen[speaker] = seen.get(speaker, 0) + 1
+            if seen[speaker] <= most:
+                chosen.append(i)
+        return chosen
+
     def joined(self) -> torch.Tensor:
         """These utterances alone, one after another: int16 `(samples,)`, to be laid on a device."""
         waves = [self.wave(i) for i in range(len(self))]

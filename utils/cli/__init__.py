@@ -50,10 +50,14 @@ def parser() -> argparse.ArgumentParser:
 
     pretrain = commands.add_parser(
         "pretrain",
-        help="Day 9's small wav2vec 2.0 from sound alone; stop it, start it again",
+        help="weights that Day 9, 13 or 14 ships; stop it, start it again",
     )
+    pretrain.add_argument("--day", type=int, default=9, metavar="N")
     pretrain.add_argument("--profile", choices=days.PROFILES, default="study")
-    pretrain.add_argument("--steps", type=int, help="by default the profile's own")
+    pretrain.add_argument("--seed", type=int, default=0)
+    pretrain.add_argument(
+        "--steps", type=int, help="Day 9: by default the profile's own"
+    )
     pretrain.add_argument("--output", default="", help="another .safetensors file")
 
     container = commands.add_parser(
@@ -98,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "pretrain":
             from .pretrain import pretrain
 
-            return pretrain(args.profile, args.steps, args.output)
+            return pretrain(args.day, args.profile, args.seed, args.steps, args.output)
         if args.command == "container":
             from .container import container
 

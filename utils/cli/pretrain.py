@@ -1,4 +1,4 @@
-"""`python -m utils pretrain`: the small wav2vec 2.0 of Day 9 from sound alone; stop it, start it again."""
+"""`python -m utils pretrain`: the trainings too long for a notebook, whose weights a day ships."""
 
 from __future__ import annotations
 
@@ -7,16 +7,32 @@ from pathlib import Path
 from .. import days
 
 
-def pretrain(profile: str, steps: int | None, output: str) -> int:
-    """Pretrain by the profile's settings and write weights and card; 0 when they are written."""
-    from ..models.wav2vec2 import pretrain_small
+def pretrain(day: int, profile: str, seed: int, steps: int | None, output: str) -> int:
+    """Train the day's own network by the profile's settings and write weights and card; 0 when they are written.
 
-    folder = days.get(9).output(profile) / "checkpoints"
-    path = Path(output) if output else folder / "wav2vec2_small.safetensors"
-    history = pretrain_small(profile, path, steps)
-    end = history.epochs[-1]
+    Day 9: the small wav2vec 2.0, from sound alone. Day 13: the speaker encoder. Day 14: the enhancer. Stopped,
+    the same command goes on where it was. Raises ValueError for another day.
+    """
+    folder = days.get(day).output(profile) / "checkpoints"
+    if day == 9:
+        from ..models.wav2vec2 import pretrain_small
+
+        path = Path(output) if output else folder / "wav2vec2_small.safetensors"
+        history = pretrain_small(profile, path, steps, seed)
+    elif day == 13:
+        from ..speakers import train_own
+
+        path = Path(output) if output else folder / f"speaker_net_{seed}.safetensors"
+        history = train_own(profile, path, seed)
+    elif day == 14:
+        from ..enhance import train_own
+
+        path = Path(output) if output else folder / "enhancer.safetensors"
+        history = train_own(profile, path, seed)
+    else:
+        raise ValueError(f"Day {day} ships no weights of its own: 9, 13 or 14.")
+    end = ", ".join(f"{k} {v:.4g}" for k, v in history.epochs[-1].items())
     print(
-        f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, {end['step']} steps, contrastive loss "
-        f"{end['contrastive']:.3f}, perplexity {end['perplexity']:.0f}, {history.seconds:.0f} s"
+        f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, {end}; {history.seconds:.0f} s"
     )
     return 0

@@ -23,10 +23,13 @@ from torch import Tensor, nn
 from .. import days, tuning
 from ..device import pick_device, seed_everything
 from ..enhance import (
+    COLUMNS,
     EnhancerSettings,
     Mixed,
-    fixed_mixtures,
+    day14_noises,
+    parted,
     train_enhancer,
+    validation_mixtures,
     validation_quality,
 )
 from ..logger import Run, RunLogger
@@ -35,41 +38,33 @@ from ..models.keywords import count_parameters
 from ..speakers import (
     SpeakerSettings,
     train_speaker_net,
+    training_voices,
     validation_eer,
     voice_augmentation,
 )
+from ..speech import librispeech
 from ..training import OPTIMIZERS, History
 
 BUDGET: dict[str, dict[str, Any]] = {
-    "quick": {"trials": 2, "epochs": 1, "batches": 2, "utterances": 2, "width": 0.25},
-    "study": {"trials": 12, "epochs": 6, "batches": 40, "utterances": 8, "width": 1.0},
-    "full": {
-        "trials": 40,
-        "epochs": 10,
-        "batches": 200,
-        "utterances": 20,
-        "width": 1.0,
-    },
-}
-"""Trials of each of the two studies, epochs and batches an epoch of a trial that is not pruned, validation
-utterances of a speaker, and the share of the networks' usual channels."""
-COLUMNS = (
-    "study", "trial", "state", "system", "optimizer", "lr", "batch_size", "loss", "margin", "snr_db",
-    "final_loss", "val_si_sdr", "val_gain", "val_stoi", "val_eer", "similarity", "eer", "accuracy",
-    "pesq_before", "pesq_after", "stoi_before", "stoi_after", "si_sdr_before", "si_sdr_after",
-    "real_time_factor", "grad_norm", "epochs", "n_params", "val_curve",
-)  # fmt: skip
+    "quick": {"trials": 2, "epochs": 1, "sound": 8, "seconds": 1.0, "utterances": 2, "width": 0.25},
+    "study": {"trials": 12, "epochs": 6, "sound": 400, "seconds": 2.0, "utterances": 8, "width": 1.0},
+    "full": {"trials": 40, "epochs": 10, "sound": 4000, "seconds": 3.0, "utterances": 20, "width": 1.0},
+}  # fmt: skip
+"""Trials of each of the two studies, epochs of a trial that is not pruned, seconds of sound an epoch (the
+encoder, which is quicker, hears three times as much), seconds of an example, validation utterances of a
+speaker, and the share of the networks' channels. The same sound for every batch size: few large steps against
+many small ones."""
 SPACES: dict[str, dict[str, BaseDistribution]] = {
     "enhancer": {
         "optimizer": CategoricalDistribution(list(OPTIMIZERS)),
         "lr": FloatDistribution(3e-4, 1e-2, log=True),
-        "batch_size": CategoricalDistribution([4, 8, 16, 32]),
+        "batch_size": CategoricalDistribution([2, 4, 8, 16]),
         "loss": CategoricalDistribution(list(LOSSES)),
     },
     "verifier": {
         "optimizer": CategoricalDistribution(list(OPTIMIZERS)),
         "lr": FloatDistribution(3e-4, 1e-2, log=True),
-        "batch_size": CategoricalDistribution([16, 32, 64, 128]),
+        "batch_size": CategoricalDistribution([8, 16, 32, 64]),
         "margin": FloatDistribution(0.0, 0.5),
     },
 }
@@ -82,45 +77,34 @@ SNR_DB = 5.0
 
 @dataclass
 class Speech:
-    """What the searches see: packed training speech, noises, and validation utterances mixed with noise."""
+    """What the searches see: packed speech and voices to train with, noises, and validation mixtures."""
 
     name: str
-    samples: Tensor
-    starts: Any
-    lengths: Any
-    speakers: list[str]
+    voices_name: str
+    speech: tuple[Tensor, Any, Any]
+    voices: tuple[Tensor, Any, Any, list[str]]
     noises: Mapping[str, Tensor]
     mixed: Mixed
     mixed_speakers: list[str]
 
 
 def load(profile: str, device: torch.device) -> Speech:
-    """LibriSpeech's training and validation speakers and the noises to train with; the quick sample likewise.
+    """The training and validation speakers of LibriSpeech and Speech Commands, and the noises to train with.
 
-    Two kinds of noise are kept for validation where there are more than two. The test part is not touched.
+    Validation hears the ends of the noise recordings, which training does not. The test part is not touched.
     """
-    from ..speech import librispeech, noises
-
-    corpus, noise = librispeech(profile), noises(profile)
-    kinds = list(noise.train)
-    held_out = kinds[-2:] if len(kinds) > 2 else kinds
-    most, seen = BUDGET[profile]["utterances"], {}
-    chosen = []
-    for i, speaker in enumerate(corpus.validation.speakers):
-        seen[speaker] = seen.get(speaker, 0) + 1
-        if seen[speaker] <= most:
-            chosen.append(i)
-    mixed = fixed_mixtures(
-        [corpus.validation.sound(i) for i in chosen],
-        {k: noise.train[k] for k in held_out}, [SNR_DB],
-    )  # fmt: skip
+    corpus, noise = librispeech(profile), day14_noises(profile)
+    heard, kept = parted(noise.train)
+    mixed, speakers = validation_mixtures(
+        corpus.validation, kept, BUDGET[profile]["utterances"], SNR_DB
+    )
     train, lengths = corpus.train, corpus.train.lengths
+    voices = training_voices(profile, corpus, speeds=(1.0,))
     return Speech(
-        corpus.name, train.joined().to(device), lengths.cumsum() - lengths, lengths,
-        train.speakers,
-        {k: v for k, v in noise.train.items() if k not in held_out or len(kinds) <= 2},
-        replace(mixed, noisy=mixed.noisy.to(device), clean=mixed.clean.to(device)),
-        [corpus.validation.speakers[i] for i in chosen],
+        f"{corpus.name}+{noise.name}", f"{voices.name}+{noise.name}",
+        (train.joined().to(device), lengths.cumsum() - lengths, lengths),
+        (voices.samples.to(device), voices.starts, voices.lengths, voices.speakers), heard,
+        replace(mixed, noisy=mixed.noisy.to(device), clean=mixed.clean.to(device)), speakers,
     )  # fmt: skip
 
 
@@ -150,23 +134,28 @@ def train(
 ) -> tuple[nn.Module, History]:
     """One training of a study by these settings; returns the network and its history."""
     seed_everything(seed)
-    how = {"epochs": budget["epochs"], "batches": budget["batches"]}
-    where = (speech.samples, speech.starts, speech.lengths)
+    sound = budget["sound"] * (1 if study == "enhancer" else 3)
+    examples = sound / budget["seconds"]
+    how = {
+        "epochs": budget["epochs"], "seconds": budget["seconds"],
+        "batches": max(1, round(examples / settings["batch_size"])),
+    }  # fmt: skip
     if study == "enhancer":
         plan = EnhancerSettings(channels=round(32 * budget["width"]), **how, **settings)
         validate = partial(
             validation_quality, noisy=speech.mixed.noisy, clean=speech.mixed.clean
         )
         return train_enhancer(
-            *where, speech.noises, validate, plan, seed=seed, run=run, **more
+            *speech.speech, speech.noises, validate, plan, seed=seed, run=run, **more
         )
-    plan = SpeakerSettings(channels=round(256 * budget["width"]), **how, **settings)
-    augment = voice_augmentation(speech.noises, device=speech.samples.device, seed=seed)
+    plan = SpeakerSettings(channels=round(128 * budget["width"]), **how, **settings)
+    device = speech.voices[0].device
+    augment = voice_augmentation(speech.noises, device=device, seed=seed)
     validate = partial(
         validation_eer, waves=list(speech.mixed.noisy), speakers=speech.mixed_speakers
     )
     return train_speaker_net(
-        *where, speech.speakers, validate, plan, augment, seed=seed, run=run, **more
+        *speech.voices, validate, plan, augment, seed=seed, run=run, **more
     )
 
 
@@ -209,6 +198,7 @@ def objective(
             name = "val_stoi" if study == "enhancer" else "val_eer"
             run.result(
                 **measured | {"epochs": last["epoch"], "snr_db": SNR_DB},
+                steps=len(history.steps["loss"]),
                 final_loss=last["train_loss"], n_params=count_parameters(model),
                 state="pruned" if pruned else "complete",
                 val_curve=" ".join(f"{v:.4f}" for v in history.column(name)),
@@ -229,8 +219,9 @@ def work(profile: str, trials: int | None = None) -> None:
     """One worker: fills the enhancer's study, then the verifier's."""
     device, budget = pick_device(), BUDGET[profile]
     speech = load(profile, device)
-    log = RunLogger(14, profile, speech.name, device, COLUMNS)
     for number, study in enumerate(SPACES):
+        name = speech.name if study == "enhancer" else speech.voices_name
+        log = RunLogger(14, profile, name, device, COLUMNS)
         tuning.search(
             study_path(profile, study),
             objective(study, log, speech, budget),
