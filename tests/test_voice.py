@@ -71,7 +71,7 @@ def test_identification():
         "c": torch.tensor([0.0, 0.0, 9.0]),
     }  # fmt: skip
     spoken = torch.tensor([[5.0, 2.0, 0.0], [0.0, 1.0, 0.1], [0.0, 1.0, 1.2]])
-    assert voice.identify(spoken, enrolled) == ["a", "b", "c"]
+    assert voice.nearest_voice(spoken, enrolled) == ["a", "b", "c"]
     assert voice.identification_rate(spoken, ["a", "b", "b"], enrolled) == 2 / 3
     with pytest.raises(ValueError, match="not enrolled: \\['z'\\]"):
         voice.identification_rate(spoken, ["a", "b", "z"], enrolled)

@@ -18,7 +18,7 @@ from torch import Tensor
 from .data import SPLITS, read_lines
 from .days import check_profile
 from .features import SAMPLE_RATE, as_float
-from .metrics import Difference, bootstrap_ratio
+from .metrics import Difference, Interval, bootstrap_ratio
 from .speech import (
     Clips,
     Corpus,
@@ -338,7 +338,7 @@ def wer_interval(
     groups: Sequence | None = None,
     resamples: int = 2000,
     seed: int = 0,
-) -> Difference:
+) -> Interval:
     """WER with its 95 % bootstrap interval (Bisani & Ney, 2004); `groups` are the speakers, drawn as a whole."""
     return bootstrap_ratio(*word_errors(references, outputs), groups, resamples, seed)
 
@@ -354,7 +354,7 @@ def wer_difference(
     """WER of `first` minus that of `second` on the same utterances, with its 95 % interval."""
     a, words = word_errors(references, first)
     b, _ = word_errors(references, second)
-    return bootstrap_ratio(a - b, words, groups, resamples, seed)
+    return Difference.of(bootstrap_ratio(a - b, words, groups, resamples, seed))
 
 
 def _check_pairs(references: Sequence[str], outputs: Sequence[str]) -> None:

@@ -49,12 +49,30 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """A number with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __format__(self, spec: str) -> str:
+        spec = spec or ".4g"
+        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+
+@dataclass(frozen=True)
 class Difference:
     """`mean(a) - mean(b)` with its 95 % bootstrap interval; `real` when the interval excludes 0."""
 
     mean: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, interval: Interval) -> Difference:
+        """An interval of differences, read as one."""
+        return cls(interval.mean, interval.low, interval.high)
 
     @property
     def real(self) -> bool:
@@ -84,7 +102,9 @@ def bootstrap_difference(
         raise ValueError(
             f"the systems need scores of the same items: {a.shape} against {b.shape}"
         )
-    return bootstrap_ratio(a - b, np.ones_like(a), groups, resamples, seed)
+    return Difference.of(
+        bootstrap_ratio(a - b, np.ones_like(a), groups, resamples, seed)
+    )
 
 
 def bootstrap_ratio(
@@ -93,7 +113,7 @@ def bootstrap_ratio(
     groups: Sequence | None = None,
     resamples: int = 2000,
     seed: int = 0,
-) -> Difference:
+) -> Interval:
     """sum(numerators) / sum(denominators) with its 95 % bootstrap interval, e.g. errors over words: a WER.
 
     Both are `(items,)`; `groups` as in `bootstrap_difference`. Differences of errors as numerators give
@@ -115,20 +135,7 @@ def bootstrap_ratio(
         drawn = rng.integers(len(totals), size=len(totals))
         ratios[i] = totals[drawn].sum() / max(sizes[drawn].sum(), 1e-12)
     low, high = np.quantile(ratios, [0.025, 0.975])
-    return Difference(float(top.sum() / bottom.sum()), float(low), float(high))
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A number with its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __format__(self, spec: str) -> str:
-        spec = spec or ".4g"
-        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+    return Interval(float(top.sum() / bottom.sum()), float(low), float(high))
 
 
 def bootstrap_mean(

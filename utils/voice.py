@@ -20,6 +20,7 @@ from .features import MFCC, SAMPLE_RATE, AudioError, resample, to_mono
 from .mel import speech_bounds
 from .pack import to_int16
 from .text import normalise
+from .verification import mean_embeddings
 
 LEAST_SECONDS = 1.0
 """Speech that a reference recording must hold; 5 seconds are better."""
@@ -56,16 +57,14 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
     return F.cosine_similarity(a.float(), b.float(), dim=-1)
 
 
-def identify(d_vectors: Tensor, enrolled: Mapping[str, Tensor]) -> list[str]:
+def nearest_voice(d_vectors: Tensor, enrolled: Mapping[str, Tensor]) -> list[str]:
     """For each d-vector `(n, d)` the enrolled speaker whose own is nearest by cosine.
 
     `enrolled` gives each speaker's d-vector `(d,)` or several `(utterances, d)`, which are averaged after they
     are brought to length 1. Score with another encoder than the one that conditioned the synthesizer.
     """
     names = list(enrolled)
-    means = [
-        F.normalize(torch.atleast_2d(enrolled[n]).float(), dim=1).mean(0) for n in names
-    ]
+    means = [mean_embeddings(torch.atleast_2d(enrolled[n]).float()) for n in names]
     scores = similarity(d_vectors[:, None], torch.stack(means).to(d_vectors.device))
     return [names[i] for i in scores.argmax(1).tolist()]
 
@@ -82,7 +81,7 @@ def identification_rate(
         raise ValueError(
             f"{len(d_vectors)} d-vectors, {len(speakers)} speakers, not enrolled: {unknown or 'none'}"
         )
-    found = identify(d_vectors, enrolled)
+    found = nearest_voice(d_vectors, enrolled)
     return sum(a == b for a, b in zip(found, speakers, strict=True)) / len(speakers)
 
 
