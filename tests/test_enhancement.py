@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import enhance, speech, tuning
+from utils import data, enhance, speech, tuning
 from utils.crops import Crops, Mixtures
 from utils.enhance import (
     EnhancerSettings,
@@ -46,6 +46,7 @@ from utils.models.enhancement import (
 from utils.models.keywords import count_parameters
 from utils.speech import read_sample
 from utils.sweeps import day14, sweep_of
+from utils.weights import load_weights
 
 
 def gen(seed: int = 0) -> torch.Generator:
@@ -437,3 +438,40 @@ def test_the_searches_see_the_bundled_sample():
     assert len(heard) > 10
     assert not heard & set(data.mixed_speakers)
     assert enhancement.N_FFT == 512
+
+
+def test_the_shipped_enhancer_is_made_by_one_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
+    path = tmp_path / "e.safetensors"
+    history = enhance.train_own("quick", path)
+    plan = enhance.OWN["quick"]
+    model = Enhancer(plan.channels)
+    card = load_weights(path, model)
+    assert model.mask.weight.abs().sum() > 0
+    assert [e["epoch"] for e in card["curve"]] == list(range(1, plan.epochs + 1))
+    assert card["metric"]["val_stoi"] == history.epochs[-1]["val_stoi"]
+    log = RunLogger(14, "quick", "sample-x", torch.device("cpu"), enhance.COLUMNS)
+    (row,) = read_table(log.path)
+    assert row["system"] == "Enhancer, own"
+    assert int(row["steps"]) == plan.batches * plan.epochs
+
+
+def test_noise_is_parted_in_time():
+    heard, kept = enhance.parted({"a": torch.arange(100.0), "b": torch.arange(7.0)})
+    assert heard["a"][-1] < kept["a"][0]
+    assert len(heard["a"]) == 90
+    assert torch.equal(torch.cat([heard["b"], kept["b"]]), torch.arange(7.0))
+
+
+@pytest.mark.skipif(
+    not data.is_here("noise") or not data.is_here("speech_commands"),
+    reason="the real noises are not here",
+)
+def test_the_noises_of_day_14_are_other_recordings_in_the_test():
+    some = enhance.day14_noises("study")
+    assert some.name == "esc10+speech_commands_v1-noise"
+    for part in (some.train, some.test):
+        assert len(part) > 10
+        for wave in part.values():
+            assert wave.square().mean().item() == pytest.approx(0.01, rel=0.05)
+    assert not {"white_noise"} & set(some.train) & set(some.test)

@@ -13,9 +13,12 @@ import soundfile
 import torch
 from torch.nn import functional as F
 
-from utils import speakers
+from utils import days, speakers
+from utils.cli import main
+from utils.cli.pretrain import pretrain
 from utils.crops import Crops
 from utils.features import SAMPLE_RATE, AudioError, reverberate, room_response
+from utils.logger import read_table
 from utils.models import speaker
 from utils.models.keywords import count_parameters
 from utils.models.speaker import (
@@ -39,7 +42,8 @@ from utils.speakers import (
     verify,
     voice_augmentation,
 )
-from utils.speech import read_sample
+from utils.speech import librispeech, read_sample
+from utils.weights import load_weights
 
 
 def gen(seed: int = 0) -> torch.Generator:
@@ -450,3 +454,37 @@ def test_the_classifier_gives_cosines():
     cosines = model(torch.randn(4, 8000))
     assert cosines.shape == (4, 5)
     assert cosines.abs().max() <= 1 + 1e-5
+
+
+def test_the_shipped_encoder_is_made_by_one_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
+    path = tmp_path / "e.safetensors"
+    command = "pretrain --day 13 --profile quick --seed 3 --output".split()
+    assert main([*command, str(path)]) == 0
+    settings = speakers.OWN["quick"]
+    encoder = speaker.SpeakerNet(settings.channels)
+    before = encoder.first[0].weight.detach().clone()
+    card = load_weights(path, encoder)
+    assert not torch.equal(encoder.first[0].weight, before)
+    assert card["seed"] == 3
+    assert len(card["curve"]) == settings.epochs
+    assert card["metric"]["val_eer"] == card["curve"][-1]["val_eer"]
+    day = days.get(13)
+    (row,) = read_table(day.output("quick") / f"{day.name}_params.csv")
+    assert float(row["val_eer"]) == pytest.approx(card["metric"]["val_eer"], abs=1e-3)
+    with pytest.raises(ValueError, match="Day 7 ships no weights"):
+        pretrain(7, "quick", 0, None, "")
+
+
+def test_training_voices_are_nobody_that_is_tested():
+    corpus = librispeech("quick")
+    voices = speakers.training_voices("quick", corpus)
+    once = speakers.training_voices("quick", corpus, speeds=(1.0,))
+    heard = {name.split(" x")[0] for name in voices.speakers}
+    away = {*corpus.validation.speakers, *corpus.test.speakers}
+    assert set(corpus.train.speakers) <= heard
+    assert not heard & away
+    assert len(set(voices.speakers)) == 3 * len(set(once.speakers)) == 3 * len(heard)
+    n = len(once.speakers)
+    assert np.allclose(voices.lengths[n : 2 * n], once.lengths / 0.9, atol=1)
+    assert int(voices.starts[-1] + voices.lengths[-1]) == len(voices.samples)
