@@ -139,7 +139,7 @@ def headline(day: days.Day, found: list[tables.Row], language: str) -> str:
 
 def overview(language: str = "en") -> str:
     """All fifteen days: question, headline from the CSV, minutes of its runs by device, links."""
-    questions = QUESTIONS_ZH if language == "zh" else tables.QUESTIONS
+    questions = tables.QUESTIONS | (QUESTIONS_ZH if language == "zh" else {})
     body = []
     for day in days.ALL:
         line = [str(day.number)]
@@ -162,7 +162,8 @@ def overview(language: str = "en") -> str:
             )
             if (day.folder / f"{day.name}{suffix}").exists()
         ]
-        line += [questions[day.number], headline(day, found, language)]
+        question = questions.get(day.number, day.title.replace("_", " "))
+        line += [question, headline(day, found, language)]
         line += [minutes(found, device, language) for device in ("cpu", "mps", "cuda")]
         body.append([*line, " · ".join(links)])
     return tables.markdown(say("days", language).split("|"), body)
