@@ -45,7 +45,7 @@ TEXT = {
     "hand": ("by hand", "手动下载"),
     "speed": (
         "claim|stock|ours|ratio|wanted|2-core machine",
-        "比较项目|常规做法|本仓库|倍数|目标|双核机器",
+        "比较项目|常规做法|本仓库|倍数|目标|2 核机器",
     ),
     "least": ("at least {}", "至少 {}"),
     "list": ("Days {}", "第 {} 天"),

@@ -108,7 +108,7 @@ def sentence(above, below) -> None:
     above.set(xlim=(0, seconds), yticks=[])
     above.tick_params(labelbottom=False)
     above.grid(visible=False)
-    mels = LogMel()(wave[None])[0]
+    mels = LogMel()(wave[None])[0].numpy()
     below.imshow(
         mels,
         origin="lower",
