@@ -6,10 +6,10 @@ from . import data, days, tables
 from .logger import read_table
 
 QUESTIONS_ZH = {
-    1: "什么是梯度？学习率取多大才合适？",
-    2: "该用哪种损失函数、哪种优化器？怎样比较才公平？",
-    3: "卷积看到了什么？激活函数重要吗？",
-    4: "哪个超参数带来多少提升？这提升是否超出噪声？",
+    1: "什么是梯度（gradient）？学习率（learning rate）取多大才合适？",
+    2: "该用哪种损失函数（loss function）、哪种优化器（optimizer）？怎样比较才公平？",
+    3: "卷积（convolution）看到了什么？激活函数（activation function）重要吗？",
+    4: "哪个超参数（hyperparameter）带来多少提升？是否超出了噪声？",
     5: "怎样看清一次训练在做什么、毛病出在哪里？",
     6: "我的代码在哪里运行？GPU 真的在工作吗？",
     7: "一段波形怎样变成一个词？换个陌生人说还行吗？",
@@ -55,7 +55,7 @@ TEXT = {
     "pending": (
         "Not there yet: {}. Part of their code is in `utils` already, with its tests; "
         "a day without results in the table claims nothing.",
-        "尚未完成：{}。它们的部分代码已在 `utils` 中，并有测试；表中没有结果的日子，不代表任何结论。",
+        "尚未完成：{}。它们的部分代码已在 `utils` 中，并有测试；表中没有结果的那些天，本仓库不作任何结论。",
     ),
     "full": (
         "Not run: the full profile of {}.",
