@@ -26,7 +26,7 @@ sweep: $(VENV)/.installed      ## a day's search, by several workers: make sweep
 	@$(PY) -m utils sweep --day $(DAY) --profile $(PROFILE) --workers $(WORKERS)
 bench: $(VENV)/.installed      ## our way against the stock way: make bench TASK=mnist
 	@$(PY) -m utils bench $(TASK)
-summary: $(VENV)/.installed    ## put the figures of the CSVs into README and notes
+summary: $(VENV)/.installed    ## figures of the CSVs into README and notes, and the picture
 	@$(PY) -m utils summary
 doctor: $(VENV)/.installed     ## is everything here? OK or FAIL with the mend
 	@$(PY) -m utils doctor

@@ -112,33 +112,3 @@ QUESTIONS = {
     8: "Did the search find anything beyond luck?",
 }
 """The question that each day answers."""
-
-
-def overview() -> str:
-    """The days that exist: question, headline from the CSV, minutes of the study runs, links."""
-    body = []
-    for day in days.existing():
-        found = rows(day.number)
-        minutes = sum(float(r["seconds"]) for r in found) / 60
-        links = " · ".join(
-            f"[{text}]({day.name}/{day.name}{suffix})"
-            for text, suffix in (
-                ("notebook", ".ipynb"),
-                ("notes", "_notes.md"),
-                ("table", "_params.csv"),
-                ("curve", "_loss_curve.png"),
-            )
-        )
-        data = next(r["dataset"] for r in found if r["role"] == "headline")
-        value = f"{day.metric.replace('_', ' ')} {headline(day.number)} on `{data}`"
-        body.append(
-            [str(day.number), QUESTIONS[day.number], value, f"{minutes:.1f}", links]
-        )
-    head = (
-        "day",
-        "question",
-        "headline (study)",
-        "minutes in these runs, 2 CPU cores",
-        "files",
-    )
-    return markdown(head, body)

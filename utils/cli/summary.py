@@ -1,4 +1,4 @@
-"""`python -m utils summary`: the figures in README and notes come from the CSVs, by cog."""
+"""`python -m utils summary`: the figures in README and notes come from the CSVs, by cog; the picture too."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import io
 from cogapp import Cog
 
 from .. import days
+from .picture import PICTURE, picture
 
-PROLOGUE = "import cog; from utils import tables, days"
+PROLOGUE = "import cog; from utils import front, tables, days"
 
 
 def texts() -> list[str]:
@@ -45,6 +46,11 @@ def summary(check: bool = False) -> int:
             )
         else:
             print(f"{name}: {'agrees with the tables' if check else 'renewed'}")
+    state = picture(check)
+    if state.startswith("differs"):
+        bad += 1
+        state += ": run `make summary`"
+    print(f"{PICTURE}: {state}")
     missing = [str(d.number) for d in days.ALL if not d.notebook.exists()]
     if missing:
         print(f"Days not in this repository yet: {', '.join(missing)}")
