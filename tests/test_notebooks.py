@@ -115,9 +115,10 @@ def test_published_rows_come_from_committed_code_and_real_data(day):
         assert re.fullmatch(r"[0-9a-f]{10}", r["commit"]), f"{r['run']}: {r['commit']}"
         assert float(r["seconds"]) >= 0
     log = read_table(day.folder / f"{day.name}_train_log.csv")
-    assert {r["run"] for r in log} == {
-        r["run"] for r in rows if r["role"] == "headline"
-    }
+    headline = [r for r in rows if r["role"] == "headline"]
+    trained = {r["run"] for r in headline if r.get("loss") or r.get("final_loss")}
+    # a network that others trained has no epochs here
+    assert trained <= {r["run"] for r in log} <= {r["run"] for r in headline}
 
 
 @pytest.mark.parametrize(("day", "least"), [(2, 0.983), (3, 0.994)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import sys
 import types
@@ -37,7 +38,9 @@ from utils.speakers import (
     SpeakerSettings,
     agreement,
     calibrate_encoder,
+    fit_own,
     train_speaker_net,
+    training_voices,
     validation_eer,
     verify,
     voice_augmentation,
@@ -260,6 +263,23 @@ def test_a_small_training_learns_and_resumes(tmp_path):
     assert resumed.column("train_loss") == pytest.approx(losses, rel=1e-4)
     for a, b in zip(net.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_the_shipped_training_repeats_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
+    path = tmp_path / "net.safetensors"
+    shipped = speakers.train_own("quick", path, seed=1)
+    card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    voices = training_voices("quick", librispeech("quick"))
+    _, again = fit_own("quick", voices, seed=1, stop=lambda e: True, bar=False)
+    assert len(again.epochs) == 1
+    assert again.epochs[0]["train_loss"] == pytest.approx(
+        shipped.epochs[0]["train_loss"], rel=0.01
+    )
+    assert card["curve"][0]["train_loss"] == pytest.approx(
+        shipped.epochs[0]["train_loss"], abs=1e-4
+    )
+    assert card["speakers"] == len(set(voices.speakers))
 
 
 def test_crops_are_stretches_of_their_own_utterance():

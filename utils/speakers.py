@@ -220,6 +220,27 @@ def few_of_each(
     return waves, [part.speakers[i] for i in chosen]
 
 
+def fit_own(
+    profile: str,
+    voices: Voices,
+    validate: Callable[[Embedder], Mapping[str, float]] | None = None,
+    seed: int = 0,
+    **more: Any,
+) -> tuple[SpeakerNet, History]:
+    """The training of the encoder that Day 13 ships, alone: the same seed gives the same steps.
+
+    `more` goes on to `training.fit`: with `stop` after an epoch it is the check that the weights' card is true.
+    """
+    device = pick_device()
+    seed_everything(seed)
+    return train_speaker_net(
+        voices.samples.to(device), voices.starts, voices.lengths, voices.speakers,
+        validate, OWN[profile],
+        voice_augmentation(noises(profile).train, device=device, seed=seed),
+        seed=seed, label=f"encoder, seed {seed}", **more,
+    )  # fmt: skip
+
+
 def train_own(profile: str, path: Path, seed: int = 0) -> History:
     """Train the encoder that Day 13 ships and write it to `path` in float16; returns the history.
 
@@ -229,20 +250,15 @@ def train_own(profile: str, path: Path, seed: int = 0) -> History:
     settings, device = OWN[profile], pick_device()
     corpus = librispeech(profile)
     voices = training_voices(profile, corpus)
-    held_out = few_of_each(corpus.validation, 20)
+    waves, names = few_of_each(corpus.validation, 20)
     log = RunLogger(13, profile, voices.name, device, COLUMNS)
     steps = settings.batches * settings.epochs
     chosen = {
         k: getattr(settings, k) for k in ("optimizer", "lr", "batch_size", "margin")
     }
     with log.run(seed=seed, model="SpeakerNet, own", steps=steps, **chosen) as run:
-        seed_everything(seed)
-        encoder, history = train_speaker_net(
-            voices.samples.to(device), voices.starts, voices.lengths, voices.speakers,
-            partial(validation_eer, waves=held_out[0], speakers=held_out[1]), settings,
-            voice_augmentation(noises(profile).train, device=device, seed=seed),
-            seed=seed, run=run, label=f"encoder, seed {seed}",
-        )  # fmt: skip
+        validate = partial(validation_eer, waves=waves, speakers=names)
+        encoder, history = fit_own(profile, voices, validate, seed, run=run)
         end = history.epochs[-1]
         size = sum(p.numel() for p in encoder.parameters())
         run.result(
