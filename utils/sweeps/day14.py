@@ -51,7 +51,7 @@ from ..weights import load_weights
 
 BUDGET: dict[str, dict[str, Any]] = {
     "quick": {"trials": 2, "epochs": 1, "sound": 8, "seconds": 1.0, "utterances": 2, "width": 0.25},
-    "study": {"trials": 12, "epochs": 6, "sound": 400, "seconds": 2.0, "utterances": 8, "width": 1.0},
+    "study": {"trials": 10, "epochs": 6, "sound": 400, "seconds": 2.0, "utterances": 8, "width": 1.0},
     "full": {"trials": 40, "epochs": 10, "sound": 4000, "seconds": 3.0, "utterances": 20, "width": 1.0},
 }  # fmt: skip
 """Trials of each of the two studies, epochs of a trial that is not pruned, seconds of sound an epoch (the
