@@ -116,12 +116,13 @@ def train_speaker_net(
     settings: SpeakerSettings,
     augment: Augment | None = None,
     *,
+    encoder: SpeakerNet | None = None,
     seed: int = 0,
     run: Run | None = None,
     mixed: bool = True,
     **more: Any,
 ) -> tuple[SpeakerNet, History]:
-    """Train a SpeakerNet from random weights with AAM-softmax on crops of packed utterances.
+    """Train a SpeakerNet with AAM-softmax on crops of packed utterances: from random weights, or `encoder` on.
 
     `samples` int16 `(all samples,)` on the device to train on; utterance i begins at `starts[i]`, has
     `lengths[i]` samples and is by `speakers[i]`. `validate(encoder)` is asked after each epoch, e.g. with
@@ -135,7 +136,7 @@ def train_speaker_net(
         crop=round(settings.seconds * SAMPLE_RATE), batch_size=settings.batch_size,
         batches=settings.batches, seed=seed, power=settings.power, augment=augment,
     )  # fmt: skip
-    encoder = SpeakerNet(settings.channels)
+    encoder = encoder or SpeakerNet(settings.channels)
     model = SpeakerClassifier(encoder, len(names)).to(samples.device)
     optimizer = OPTIMIZERS[settings.optimizer](model.parameters(), lr=settings.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

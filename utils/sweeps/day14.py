@@ -1,11 +1,12 @@
-"""Day 14's searches: how to train the enhancer, and the speaker encoder under noise.
+"""Day 14's searches: how to train the enhancer, and how to train Day 13's speaker encoder on under noise.
 
 `python -m utils sweep --day 14` fills both studies, one after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -35,7 +36,9 @@ from ..enhance import (
 from ..logger import Run, RunLogger
 from ..models.enhancement import LOSSES
 from ..models.keywords import count_parameters
+from ..models.speaker import SpeakerNet
 from ..speakers import (
+    OWN,
     SpeakerSettings,
     train_speaker_net,
     training_voices,
@@ -44,10 +47,11 @@ from ..speakers import (
 )
 from ..speech import librispeech
 from ..training import OPTIMIZERS, History
+from ..weights import load_weights
 
 BUDGET: dict[str, dict[str, Any]] = {
     "quick": {"trials": 2, "epochs": 1, "sound": 8, "seconds": 1.0, "utterances": 2, "width": 0.25},
-    "study": {"trials": 12, "epochs": 6, "sound": 400, "seconds": 2.0, "utterances": 8, "width": 1.0},
+    "study": {"trials": 10, "epochs": 6, "sound": 400, "seconds": 2.0, "utterances": 8, "width": 1.0},
     "full": {"trials": 40, "epochs": 10, "sound": 4000, "seconds": 3.0, "utterances": 20, "width": 1.0},
 }  # fmt: skip
 """Trials of each of the two studies, epochs of a trial that is not pruned, seconds of sound an epoch (the
@@ -63,7 +67,7 @@ SPACES: dict[str, dict[str, BaseDistribution]] = {
     },
     "verifier": {
         "optimizer": CategoricalDistribution(list(OPTIMIZERS)),
-        "lr": FloatDistribution(3e-4, 1e-2, log=True),
+        "lr": FloatDistribution(3e-5, 3e-3, log=True),
         "batch_size": CategoricalDistribution([8, 16, 32, 64]),
         "margin": FloatDistribution(0.0, 0.5),
     },
@@ -86,6 +90,25 @@ class Speech:
     noises: Mapping[str, Tensor]
     mixed: Mixed
     mixed_speakers: list[str]
+    encoder: SpeakerNet | None = None
+
+
+def shipped_encoder(profile: str) -> SpeakerNet | None:
+    """Day 13's encoder, that the verifier's study trains on; None in quick: there it begins at random weights.
+
+    Raises FileNotFoundError with the command that makes it.
+    """
+    if profile == "quick":
+        return None
+    folder = days.get(13).output(profile) / "checkpoints"
+    path = folder / "speaker_net_0.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"Day 13's {path.name} is not here: python -m utils pretrain --day 13 --profile {profile}"
+        )
+    encoder = SpeakerNet(OWN[profile].channels)
+    load_weights(path, encoder)
+    return encoder
 
 
 def load(profile: str, device: torch.device) -> Speech:
@@ -105,6 +128,7 @@ def load(profile: str, device: torch.device) -> Speech:
         (train.joined().to(device), lengths.cumsum() - lengths, lengths),
         (voices.samples.to(device), voices.starts, voices.lengths, voices.speakers), heard,
         replace(mixed, noisy=mixed.noisy.to(device), clean=mixed.clean.to(device)), speakers,
+        shipped_encoder(profile),
     )  # fmt: skip
 
 
@@ -150,12 +174,21 @@ def train(
         )
     plan = SpeakerSettings(channels=round(128 * budget["width"]), **how, **settings)
     device = speech.voices[0].device
-    augment = voice_augmentation(speech.noises, device=device, seed=seed)
+    augment = voice_augmentation(
+        speech.noises, noisy=1.0, snr_db=(-5.0, 15.0), device=device, seed=seed
+    )
     validate = partial(
         validation_eer, waves=list(speech.mixed.noisy), speakers=speech.mixed_speakers
     )
     return train_speaker_net(
-        *speech.voices, validate, plan, augment, seed=seed, run=run, **more
+        *speech.voices,
+        validate,
+        plan,
+        augment,
+        encoder=copy.deepcopy(speech.encoder),
+        seed=seed,
+        run=run,
+        **more,
     )
 
 
@@ -215,11 +248,13 @@ def study_path(profile: str, study: str):
     return days.runs(profile, days.get(14).name, f"{study}.journal")
 
 
-def work(profile: str, trials: int | None = None) -> None:
+def work(
+    profile: str, trials: int | None = None, studies: Sequence[str] = tuple(SPACES)
+) -> None:
     """One worker: fills the enhancer's study, then the verifier's."""
     device, budget = pick_device(), BUDGET[profile]
     speech = load(profile, device)
-    for number, study in enumerate(SPACES):
+    for study in studies:
         name = speech.name if study == "enhancer" else speech.voices_name
         log = RunLogger(14, profile, name, device, COLUMNS)
         tuning.search(
@@ -227,5 +262,8 @@ def work(profile: str, trials: int | None = None) -> None:
             objective(study, log, speech, budget),
             trials or budget["trials"],
             "tpe",
-            seed=1000 * number,  # or both studies would begin with the same draws
+            seed=1000
+            * list(SPACES).index(
+                study
+            ),  # or both studies would begin with the same draws
         )
