@@ -110,5 +110,6 @@ QUESTIONS = {
     6: "Where does my code run, and does the GPU really work?",
     7: "How does a wave become a word, also for a stranger?",
     8: "Did the search find anything beyond luck?",
+    15: "What did fourteen projects teach, and what did it cost?",
 }
 """The question that each day answers."""
