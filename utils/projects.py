@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ SETTINGS = (
     "model", "system", "features", "task", "container_engine", "image", "torch_version", "optimizer",
     "loss_fn", "loss", "scheduler", "schedule", "lr", "encoder_lr", "batch_size", "activation", "hidden",
     "width", "dropout", "augment", "augmentation", "strength", "encoder", "decoder", "encoder_dim",
-    "decoder_dim", "r", "guided", "margin", "enrolment", "scores", "epochs", "steps",
+    "decoder_dim", "r", "guided", "margin", "snr_db", "enrolment", "scores", "epochs", "steps",
 )  # fmt: skip
 """Columns that say what was chosen, in the order of `best_config`. A number under `loss` is a result."""
 METRICS = (
@@ -30,9 +31,9 @@ METRICS = (
 )  # fmt: skip
 """Columns that say how it went, and are worth a row besides the headline."""
 CHOSEN_BY = (
-    "val_wer", "val_eer", "val_si_sdr", "val_stoi", "val_accuracy", "val_mel", "val_loss", "final_loss",
+    "val_wer", "val_eer", "val_si_sdr", "val_stoi", "val_accuracy", "val_mel", "val_loss",
 )  # fmt: skip
-"""What a search went by, where neither `val_` and the day's metric nor that metric itself is in its rows."""
+"""What a search goes by, where not by `val_` and the day's metric."""
 
 
 def lower_is_better(metric: str) -> bool:
@@ -62,9 +63,10 @@ def missing() -> list[int]:
 
 def _number(text: str | None) -> float | None:
     try:
-        return float(text or "")
+        number = float(text or "")
     except ValueError:
         return None
+    return None if math.isnan(number) else number
 
 
 def numbers(rows: Iterable[Row], column: str) -> list[float]:
@@ -74,11 +76,14 @@ def numbers(rows: Iterable[Row], column: str) -> list[float]:
 
 
 def selection(rows: Sequence[Row], metric: str) -> str:
-    """The column by which a search's trials can be ranked; "" when no two rows share one."""
-    for name in (f"val_{metric}", metric, *CHOSEN_BY):
-        if len(numbers(rows, name)) > 1:
-            return name
-    return ""
+    """The column of the validation part that most of a search's trials share; "" when no two share one.
+
+    Rows of test items (other subsets, other noise levels) are no trials to choose among.
+    """
+    names = (f"val_{metric}", *(c for c in CHOSEN_BY if c != f"val_{metric}"))
+    shared = {name: len(numbers(rows, name)) for name in names}
+    name = max(names, key=shared.get)  # the first of equals
+    return name if shared[name] > 1 else ""
 
 
 def best(rows: Sequence[Row], metric: str) -> Row:
@@ -102,6 +107,9 @@ def configuration(rows: Sequence[Row]) -> str:
 
 def _row(day: days.Day, role: str, metric: str, rows: Sequence[Row], runs: int) -> Row:
     values = spread(numbers(rows, metric))
+    deviation = values.std if values.n > 1 else None
+    if deviation is not None and deviation < 1e-12 * abs(values.mean):
+        deviation = 0.0  # rounding, where all runs gave the same
 
     def kinds(column: str) -> str:
         return ", ".join(dict.fromkeys(r[column] for r in rows if r[column]))
@@ -109,7 +117,7 @@ def _row(day: days.Day, role: str, metric: str, rows: Sequence[Row], runs: int) 
     row = {
         "day": day.number, "project": day.title.replace("_", " "), "role": role,
         "dataset": kinds("dataset"), "best_config": configuration(rows), "metric": metric,
-        "value": values.mean, "spread": values.std if values.n > 1 else None, "runs": runs,
+        "value": values.mean, "spread": deviation, "runs": runs,
         "trained_in": kinds("profile"), "device": kinds("device"), "commit": kinds("commit"),
         "seconds": spread(numbers(rows, "seconds")).mean,
     }  # fmt: skip
@@ -123,13 +131,14 @@ def of_day(day: days.Day, rows: Sequence[Row]) -> list[Row]:
     for r in rows:
         if r["role"] == "headline" and _number(r.get(day.metric)) is not None:
             heads.setdefault((r["profile"], r["dataset"]), []).append(r)
-    for (profile, dataset), some in heads.items():
+    for some in heads.values():
         out.append(_row(day, "headline", day.metric, some, len(some)))
         for metric in METRICS:
             found = [r for r in some if _number(r.get(metric)) is not None]
             if found and metric != day.metric:
                 out.append(_row(day, "also", metric, found, len(found)))
-        alike = [r for r in rows if (r["profile"], r["dataset"]) == (profile, dataset)]
+    for dataset in dict.fromkeys(dataset for _, dataset in heads):
+        alike = [r for r in rows if r["dataset"] == dataset]
         for role, choose in _OTHERS.items():
             others = [r for r in alike if r["role"] == role]
             metric = choose(others, day.metric)
