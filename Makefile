@@ -10,7 +10,7 @@ PIP_ARGS ?=
 VENV      = .venv
 PY        = $(VENV)/bin/python
 
-.PHONY: run test lab day fetch sweep bench summary doctor container clean help
+.PHONY: run test lab day fetch sweep bench summary doctor new checkin container clean help
 
 run: $(VENV)/.installed        ## all days that exist, quick profile, offline, ends with a table
 	@$(PY) -m utils run --profile quick
@@ -30,6 +30,10 @@ summary: $(VENV)/.installed    ## figures of the CSVs into README and notes, and
 	@$(PY) -m utils summary
 doctor: $(VENV)/.installed     ## is everything here? OK or FAIL with the mend
 	@$(PY) -m utils doctor
+new: $(VENV)/.installed        ## your own project: make new NAME=day3_speech_commands TO=~/my_project
+	@$(PY) -m utils new $(NAME) $(TO)
+checkin: $(VENV)/.installed    ## what a day still lacks: make checkin DAY=7
+	@$(PY) -m utils checkin $(DAY)
 container:                     ## build the image: make container ENGINE=podman (see containers/README.md)
 	@$(PYTHON) -m utils container --engine "$(ENGINE)" --base "$(BASE)"
 clean:                         ## back to a fresh clone (data/ and .venv stay)

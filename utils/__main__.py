@@ -1,4 +1,4 @@
-"""`python -m utils`: run, fetch, doctor, summary, bench."""
+"""`python -m utils`: run, fetch, doctor, summary, new, checkin, sweep, pretrain, container, bench."""
 
 import sys
 

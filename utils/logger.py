@@ -133,7 +133,7 @@ def update_table(
             )
             kept = [row for row in old if row["run"] != replace]
             place = min(place, len(kept))
-            _write(path, header, [*kept[:place], *new, *kept[place:]])
+            write_table(path, header, [*kept[:place], *new, *kept[place:]])
     except Timeout as e:
         raise LogError(
             f"{path.name} has been locked by another process for a minute. Close the other notebook "
@@ -151,9 +151,10 @@ def update_table(
         ) from e
 
 
-def _write(
+def write_table(
     path: Path, header: Sequence[str], rows: Sequence[Mapping[str, str]]
 ) -> None:
+    """Write a whole CSV of text, or nothing: beside the file first, then renamed over it."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(scratch, "w", encoding="utf-8", newline="") as f:
         writer = csv.DictWriter(f, header, restval="", lineterminator="\n")
@@ -162,6 +163,25 @@ def _write(
         f.flush()
         os.fsync(f.fileno())
     os.replace(scratch, path)
+
+
+def add_row(
+    path: Path,
+    profile: str,
+    dataset: str,
+    seed: int,
+    config: Mapping[str, Any],
+    **results: Any,
+) -> None:
+    """One run as a row of a table of one's own, outside the days: what a project template keeps.
+
+    The columns are those of `config` and `results` between the common ones; the same profile, data, seed
+    and configuration again replace their row. Raises LogError as `update_table` does.
+    """
+    run = run_id(profile, dataset, seed, config)
+    row = {"run": run, "profile": profile, "dataset": dataset, "seed": seed}
+    row |= {**config, **results}
+    update_table(path, [row], row, replace=run)
 
 
 class RunLogger:

@@ -112,5 +112,6 @@ QUESTIONS = {
     8: "Did the search find anything beyond luck?",
     13: "Who speaks, and how sure may one be?",
     14: "How does speech come out of noise, and does that help to know who speaks?",
+    15: "What did fourteen projects teach, and what did it cost?",
 }
 """The question that each day answers."""

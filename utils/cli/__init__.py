@@ -40,6 +40,20 @@ def parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="change nothing, fail on a difference"
     )
 
+    new = commands.add_parser(
+        "new", help="a project of your own from one of Day 15's templates"
+    )
+    new.add_argument("name", help="e.g. day3_speech_commands")
+    new.add_argument("to", help="a folder that is new or empty")
+    new.add_argument(
+        "--run", action="store_true", help="and execute it there, in the quick profile"
+    )
+
+    checkin = commands.add_parser(
+        "checkin", help="what a day's folder still lacks, and the git commands"
+    )
+    checkin.add_argument("day", type=int, metavar="N")
+
     sweep = commands.add_parser("sweep", help="a day's search; stop it, start it again")
     sweep.add_argument("--day", type=int, required=True, metavar="N")
     sweep.add_argument("--profile", choices=days.PROFILES, default="study")
@@ -95,6 +109,14 @@ def main(argv: list[str] | None = None) -> int:
             from .summary import summary
 
             return summary(args.check)
+        if args.command == "new":
+            from .new import new
+
+            return new(args.name, args.to, args.run)
+        if args.command == "checkin":
+            from .checkin import checkin
+
+            return checkin(args.day)
         if args.command == "sweep":
             from .sweep import sweep
 

@@ -39,7 +39,7 @@ def run(numbers: list[int] | None, profile: str, resume: bool = False) -> int:
     missing = [d.name for d in wanted if not d.notebook.exists()]
     if missing:
         raise ValueError(f"not in this repository yet: {', '.join(missing)}")
-    _quiet_jupyter()
+    quiet_jupyter()
     outcomes = []
     with tqdm(wanted, unit="day", desc=f"{profile} profile") as bar:
         for day in bar:
@@ -77,7 +77,7 @@ def forget(folder: Path) -> None:
         checkpoint.unlink()
 
 
-def _quiet_jupyter() -> None:
+def quiet_jupyter() -> None:
     """Kernels of this environment, and their side files under `runs/` (a home may be read-only)."""
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
@@ -123,6 +123,9 @@ def execute(day: days.Day, profile: str) -> Outcome:
 def headline(day: days.Day, profile: str) -> str:
     """The day's headline metric with its spread over seeds, from the rows of this profile."""
     rows = read_table(day.output(profile) / f"{day.name}_params.csv")
+    if rows and "profile" not in rows[0]:  # Day 15: a table of the others
+        heads = [r for r in rows if r["role"] == "headline"]
+        return f"{len({r['day'] for r in heads})} projects in one table"
     rows = [r for r in rows if r["profile"] == profile and r["role"] == "headline"]
     values = [float(r[day.metric]) for r in rows if r.get(day.metric)]
     if not values:

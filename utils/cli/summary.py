@@ -1,4 +1,4 @@
-"""`python -m utils summary`: the figures in README and notes come from the CSVs, by cog; the picture too."""
+"""`python -m utils summary`: Day 15's table, figures in README and notes (by cog), the picture, from the CSVs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import io
 
 from cogapp import Cog
 
-from .. import days
+from .. import days, projects
 from .picture import PICTURE, picture
 
-PROLOGUE = "import cog; from utils import front, tables, days"
+MEND = ": run `make summary`"
+PROLOGUE = "import cog; from utils import front, tables, days, projects"
 
 
 def texts() -> list[str]:
@@ -24,8 +25,10 @@ def texts() -> list[str]:
 
 
 def summary(check: bool = False) -> int:
-    """Renew the blocks, or with `check` only say which differ (1 when any does)."""
-    bad = 0
+    """Renew table, blocks and picture, or with `check` only say which differ (1 when any does)."""
+    state = projects.renew(check)  # first: the blocks read it
+    bad = int(state.startswith("differs"))
+    print(f"{days.get(15).name}_params.csv: {state}{MEND if bad else ''}")
     for name in texts():
         path = str(days.ROOT / name)
         said = io.StringIO()
@@ -42,16 +45,19 @@ def summary(check: bool = False) -> int:
         if status:
             bad += 1
             print(
-                f"{name}: {'differs from the tables: run `make summary`' if check else said.getvalue()}"
+                f"{name}: {f'differs from the tables{MEND}' if check else said.getvalue()}"
             )
         else:
             print(f"{name}: {'agrees with the tables' if check else 'renewed'}")
     state = picture(check)
     if state.startswith("differs"):
         bad += 1
-        state += ": run `make summary`"
+        state += MEND
     print(f"{PICTURE}: {state}")
     missing = [str(d.number) for d in days.ALL if not d.notebook.exists()]
     if missing:
         print(f"Days not in this repository yet: {', '.join(missing)}")
+    unrun = [n for n in projects.missing() if str(n) not in missing]
+    if unrun:
+        print(f"Days without a headline row yet: {', '.join(map(str, unrun))}")
     return 1 if bad else 0
