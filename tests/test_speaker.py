@@ -459,7 +459,16 @@ def test_the_classifier_gives_cosines():
 def test_the_shipped_encoder_is_made_by_one_command(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
     path = tmp_path / "e.safetensors"
-    command = ["pretrain", "--day", "13", "--profile", "quick", "--seed", "3", "--output"]
+    command = [
+        "pretrain",
+        "--day",
+        "13",
+        "--profile",
+        "quick",
+        "--seed",
+        "3",
+        "--output",
+    ]
     assert main([*command, str(path)]) == 0
     settings = speakers.OWN["quick"]
     encoder = speaker.SpeakerNet(settings.channels)
