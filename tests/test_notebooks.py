@@ -9,7 +9,7 @@ import statistics
 import nbformat
 import pytest
 
-from utils import days
+from utils import days, projects
 from utils.cli.run import execute
 from utils.logger import FIRST, LAST, read_table
 
@@ -50,7 +50,10 @@ def test_quick_profile_runs_offline_and_writes_only_under_runs(
     assert not (tmp_path / "no data").exists()
     output = tmp_path / "runs/quick" / day.name
     rows = read_table(output / f"{day.name}_params.csv")
-    assert {r["profile"] for r in rows} == {"quick"}
+    if day.number == 15:  # a table of the others', whatever the profile
+        assert rows == projects.derive()
+    else:
+        assert {r["profile"] for r in rows} == {"quick"}
     assert (output / f"{day.name}_loss_curve.png").exists()
 
 
@@ -102,7 +105,7 @@ def test_committed_notebook_is_a_lesson(day):
     assert "torchaudio.load" not in "".join(c.source for c in code)
 
 
-@pytest.mark.parametrize("day", HERE, ids=by_name)
+@pytest.mark.parametrize("day", [d for d in HERE if d.number < 15], ids=by_name)
 def test_published_rows_come_from_committed_code_and_real_data(day):
     rows = read_table(day.folder / f"{day.name}_params.csv")
     assert any(r["role"] == "headline" for r in rows)
