@@ -198,7 +198,7 @@ def gaps(language: str = "en") -> str:
     part = [
         n
         for n, found in rows.items()
-        if not any(r.get("profile") == "full" for r in found)
+        if not any(r.get("profile", "full") == "full" for r in found)
     ]
     kinds = {
         r["device"].split()[0]
