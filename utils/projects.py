@@ -17,7 +17,7 @@ COLUMNS = (
 )  # fmt: skip
 """`role`: headline, also (another metric of the headline runs), baseline (the best one) or sweep (the best
 trial). `spread` is the standard deviation over `runs` runs; of a sweep, `runs` counts the trials it is the
-best of. `trained_in` is the profile, `seconds` the mean of one run."""
+best of. `trained_in` is the profile, `seconds` the mean of one run (of the test alone, where it loads weights)."""
 SETTINGS = (
     "model", "system", "features", "task", "container_engine", "image", "torch_version", "optimizer",
     "loss_fn", "loss", "scheduler", "schedule", "lr", "encoder_lr", "batch_size", "activation", "hidden",
