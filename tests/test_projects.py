@@ -319,6 +319,20 @@ def test_checkin_sees_each_gap(copied_day, capsys):
     assert "px wide" in gaps[2]
 
 
+def test_a_section_is_filled_by_what_stands_under_its_subheadings(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(days, "ROOT", tmp_path)
+    day = days.get(3)
+    day.folder.mkdir()
+    text = "# t\n" + "".join(f"## {s}\n### more\nwords\n" for s in checkin.SECTIONS)
+    path = day.folder / f"{day.name}_notes.md"
+    path.write_text(text, encoding="utf-8")
+    assert next(checkin.notes(day)).done
+    path.write_text(text.replace("words\n## Links", "## Links"), encoding="utf-8")
+    assert next(checkin.notes(day)).mend == "still empty: Container"
+
+
 def test_checkin_of_a_day_that_is_not_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(days, "ROOT", tmp_path)
     assert cli.main(["checkin", "9"]) == 1

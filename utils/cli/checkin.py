@@ -120,15 +120,14 @@ def notes(day: days.Day) -> Iterator[Item]:
     path = day.folder / f"{day.name}_notes.md"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
-    parts = re.split(r"^#+ *(.+?) *$", text, flags=re.M)
-    filled = {
-        title: bool(body.strip())
-        for title, body in zip(parts[1::2], parts[2::2], strict=True)
-    }
-    empty = [
-        s
-        for s in SECTIONS
-        if not any(s.lower() in t.lower() and full for t, full in filled.items())
-    ]
+    parts = re.split(r"^(#+) *(.+?) *$", text, flags=re.M)
+    filled: set[str] = set()
+    above: list[tuple[int, str]] = []  # the headings that a text stands under
+    for marks, title, body in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        above = [(n, t) for n, t in above if n < len(marks)]
+        above.append((len(marks), title))
+        if body.strip():
+            filled |= {t.lower() for _, t in above}
+    empty = [s for s in SECTIONS if not any(s.lower() in t for t in filled)]
     what = f"{path.name}: all {len(SECTIONS)} sections filled"
     yield Item(not empty, what, f"still empty: {', '.join(empty)}")
