@@ -6,7 +6,7 @@ import importlib.util
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .crops import Crops, Mixtures
-from .device import describe_machine, pick_device, seed_everything
+from .device import pick_device, seed_everything
 from .features import (
     SAMPLE_RATE,
     add_noise,
@@ -29,9 +29,10 @@ from .features import (
 from .logger import Run, RunLogger
 from .metrics import Interval, bootstrap_mean, si_sdr
 from .models.enhancement import HOP, LOSSES, Enhancer, EnhancerStream
+from .models.keywords import count_parameters
 from .speech import Noises, Sentences, librispeech, noises, speech_commands
-from .training import OPTIMIZERS, History, fit, predict
-from .weights import save_weights
+from .training import History, fit_one_cycle, predict
+from .weights import save_weights, training_card
 
 NO_PESQ = (
     "PESQ: not measured, the package is not installed (pip install pesq, which needs a C compiler); "
@@ -266,12 +267,8 @@ def train_enhancer(
     )  # fmt: skip
     batches = Mixtures(speech, joined(noises).to(device))
     model = Enhancer(settings.channels).to(device)
-    optimizer = OPTIMIZERS[settings.optimizer](model.parameters(), lr=settings.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.lr, settings.epochs * len(batches), pct_start=0.2
-    )
-    history = fit(
-        model, batches, optimizer, epochs=settings.epochs, scheduler=schedule, run=run, clip=5.0,
+    history = fit_one_cycle(
+        model, batches, settings.optimizer, settings.lr, settings.epochs, run=run,
         loss_fn=LOSSES[settings.loss], validate=validate, mixed=mixed, **more,
     )  # fmt: skip
     return model, history
@@ -340,7 +337,6 @@ def train_own(profile: str, path: Path, seed: int = 0) -> History:
     corpus, noise = librispeech(profile), day14_noises(profile)
     heard, kept = parted(noise.train)
     mixed, _ = validation_mixtures(corpus.validation, kept, 12)
-    train = corpus.train
     log = RunLogger(14, profile, f"{corpus.name}+{noise.name}", device, COLUMNS)
     chosen = {
         k: getattr(settings, k) for k in ("optimizer", "lr", "batch_size", "loss")
@@ -349,7 +345,7 @@ def train_own(profile: str, path: Path, seed: int = 0) -> History:
     with log.run(seed=seed, system="Enhancer, own", steps=steps, **chosen) as run:
         seed_everything(seed)
         model, history = train_enhancer(
-            train.joined().to(device), train.lengths.cumsum() - train.lengths, train.lengths, heard,
+            *corpus.train.packed(device), heard,
             partial(
                 validation_quality,
                 noisy=mixed.noisy.to(device), clean=mixed.clean.to(device),
@@ -357,20 +353,18 @@ def train_own(profile: str, path: Path, seed: int = 0) -> History:
             settings, seed=seed, run=run, label="enhancer",
         )  # fmt: skip
         end = history.epochs[-1]
-        size = sum(p.numel() for p in model.parameters())
+        size = count_parameters(model)
         run.result(
             n_params=size, final_loss=end["train_loss"], grad_norm=end["grad_norm"]
         )
         run.result(
             **{k: end[k] for k in ("val_si_sdr", "val_gain", "val_stoi")}, snr_db=5.0
         )
-    card = {
-        "model": "Enhancer", "what": "causal enhancement by a complex mask", "n_params": size,
-        "data": log.dataset, "never heard": "speakers and noise recordings of validation and test",
-        "snr_db": (-5, 20), "seed": seed, "settings": asdict(settings), "seconds": round(history.seconds, 1),
-        "machine": describe_machine(device), "commit": log.commit,
-        "metric": {k: end[k] for k in ("val_si_sdr", "val_gain", "val_stoi")},
-        "curve": [{k: round(v, 4) for k, v in e.items()} for e in history.epochs],
-    }  # fmt: skip
+    card = training_card(
+        log, history, settings, seed, model="Enhancer", n_params=size, data=log.dataset,
+        what="causal enhancement by a complex mask", snr_db=(-5, 20),
+        metric={k: end[k] for k in ("val_si_sdr", "val_gain", "val_stoi")},
+        **{"never heard": "speakers and noise recordings of validation and test"},
+    )  # fmt: skip
     save_weights(path, model, card)
     return history

@@ -62,12 +62,8 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Interval):
     """`mean(a) - mean(b)` with its 95 % bootstrap interval; `real` when the interval excludes 0."""
-
-    mean: float
-    low: float
-    high: float
 
     @classmethod
     def of(cls, interval: Interval) -> Difference:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .crops import Augment, Crops
-from .device import describe_machine, pick_device, seed_everything
+from .device import pick_device, seed_everything
 from .features import (
     SAMPLE_RATE,
     AudioError,
@@ -29,11 +29,12 @@ from .features import (
     to_mono,
 )
 from .logger import Run, RunLogger
+from .models.keywords import count_parameters
 from .models.speaker import Embedder, SpeakerClassifier, SpeakerNet, aam_softmax
 from .speech import Corpus, Sentences, librispeech, noises, speech_commands
-from .training import OPTIMIZERS, History, fit
+from .training import History, fit_one_cycle
 from .verification import Calibration, all_pairs, calibrate, cosine_scores, eer
-from .weights import save_weights
+from .weights import save_weights, training_card
 
 SHORTEST = 0.5
 """Seconds: a recording that is shorter says too little of a voice."""
@@ -138,12 +139,8 @@ def train_speaker_net(
     )  # fmt: skip
     encoder = encoder or SpeakerNet(settings.channels)
     model = SpeakerClassifier(encoder, len(names)).to(samples.device)
-    optimizer = OPTIMIZERS[settings.optimizer](model.parameters(), lr=settings.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.lr, settings.epochs * len(batches), pct_start=0.2
-    )
-    history = fit(
-        model, batches, optimizer, epochs=settings.epochs, scheduler=schedule, run=run, clip=5.0,
+    history = fit_one_cycle(
+        model, batches, settings.optimizer, settings.lr, settings.epochs, run=run,
         loss_fn=partial(aam_softmax, margin=settings.margin, scale=settings.scale),
         validate=(lambda m: validate(m.encoder)) if validate else None, mixed=mixed, **more,
     )  # fmt: skip
@@ -261,19 +258,17 @@ def train_own(profile: str, path: Path, seed: int = 0) -> History:
         validate = partial(validation_eer, waves=waves, speakers=names)
         encoder, history = fit_own(profile, voices, validate, seed, run=run)
         end = history.epochs[-1]
-        size = sum(p.numel() for p in encoder.parameters())
+        size = count_parameters(encoder)
         run.result(
             n_params=size, speakers=len(set(voices.speakers)), loss=end["train_loss"]
         )
         run.result(val_eer=end["val_eer"], grad_norm=end["grad_norm"])
-    card = {
-        "model": "SpeakerNet", "what": "speaker encoder trained from random weights with AAM-softmax",
-        "n_params": size, "data": voices.name, "hours": round(len(voices.samples) / SAMPLE_RATE / 3600, 2),
-        "speakers": len(set(voices.speakers)), "speeds": SPEEDS, "seed": seed, "settings": asdict(settings),
-        "seconds": round(history.seconds, 1), "machine": describe_machine(device), "commit": log.commit,
-        "metric": {"val_eer": end["val_eer"]},
-        "curve": [{k: round(v, 4) for k, v in e.items()} for e in history.epochs],
-    }  # fmt: skip
+    card = training_card(
+        log, history, settings, seed, model="SpeakerNet", n_params=size, data=voices.name,
+        what="speaker encoder trained from random weights with AAM-softmax",
+        hours=round(len(voices.samples) / SAMPLE_RATE / 3600, 2),
+        speakers=len(set(voices.speakers)), speeds=SPEEDS, metric={"val_eer": end["val_eer"]},
+    )  # fmt: skip
     save_weights(path, encoder, card, half=True)
     return history
 

@@ -260,6 +260,16 @@ class Sentences:
         waves = [self.wave(i) for i in range(len(self))]
         return torch.from_numpy(np.concatenate([*waves, np.zeros(0, np.int16)]))
 
+    def packed(
+        self, device: torch.device
+    ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+        """`joined` on a device, and where each utterance begins in it and how long it is (samples)."""
+        return (
+            self.joined().to(device),
+            self.lengths.cumsum() - self.lengths,
+            self.lengths,
+        )
+
 
 @dataclass
 class Corpus:

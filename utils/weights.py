@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from .device import describe_machine
+from .logger import RunLogger
+from .training import History
 
 LIMIT = 25_000_000
 """Bytes that a file in the repository may have."""
@@ -39,6 +44,20 @@ def save_weights(
     text = json.dumps(dict(card), indent=1, ensure_ascii=False, default=str)
     path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
     return path.stat().st_size
+
+
+def training_card(
+    log: RunLogger, history: History, settings: Any, seed: int, **said: Any
+) -> dict[str, Any]:
+    """The card of a network that was trained here: what is `said` of it, then settings, machine, commit and curve.
+
+    `settings` is the dataclass that the training was called with.
+    """
+    return said | {
+        "seed": seed, "settings": asdict(settings), "seconds": round(history.seconds, 1),
+        "machine": describe_machine(log.device), "commit": log.commit,
+        "curve": [{k: round(v, 4) for k, v in e.items()} for e in history.epochs],
+    }  # fmt: skip
 
 
 def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:

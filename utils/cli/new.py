@@ -7,10 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
-import nbformat
-
 from .. import days
-from .run import quiet_jupyter, tidy
+from .run import quiet_jupyter, run_notebook
 
 NOTEBOOK = "notebook.ipynb"
 LITTER = shutil.ignore_patterns("__pycache__", "*.pyc", ".ipynb_checkpoints", ".*.lock")
@@ -67,19 +65,10 @@ def data_folder() -> str:
 
 def execute(folder: Path) -> None:
     """Execute a project's notebook in its folder, in place; it keeps its old form when a cell fails."""
-    import papermill
-
     quiet_jupyter()
     notebook, done = folder / NOTEBOOK, folder / f".running.{NOTEBOOK}"
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(done),
-            cwd=str(folder),
-            kernel_name="python3",
-            progress_bar=False,
-            extra_arguments=["--log-level=ERROR"],
-        )
-        nbformat.write(tidy(nbformat.read(done, as_version=4)), notebook)
+        run_notebook(notebook, done)
+        os.replace(done, notebook)
     finally:
         done.unlink(missing_ok=True)

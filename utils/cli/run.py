@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,26 +88,39 @@ def quiet_jupyter() -> None:
         os.environ.setdefault(name, str(path.resolve()))
 
 
+def run_notebook(
+    notebook: Path, output: Path, parameters: Mapping[str, str] | None = None
+) -> nbformat.NotebookNode:
+    """Execute a notebook in its own folder into another file; what was written there, tidied.
+
+    Raises PapermillExecutionError when a cell fails.
+    """
+    import papermill
+
+    papermill.execute_notebook(
+        str(notebook),
+        str(output),
+        parameters=parameters,
+        cwd=str(notebook.parent),
+        kernel_name="python3",
+        progress_bar=False,
+        extra_arguments=["--log-level=ERROR"],
+    )
+    executed = tidy(nbformat.read(output, as_version=4))
+    nbformat.write(executed, output)
+    return executed
+
+
 def execute(day: days.Day, profile: str) -> Outcome:
     """Execute one notebook in a kernel of its own, in its folder, with this profile."""
-    import papermill
     from papermill.exceptions import PapermillExecutionError
 
     output = days.runs(profile, day.name, f"{day.name}.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
     began, status, error = time.perf_counter(), "ok", ""
     try:
-        papermill.execute_notebook(
-            str(day.notebook),
-            str(output),
-            parameters={} if profile == "study" else {"PROFILE": profile},
-            cwd=str(day.folder),
-            kernel_name="python3",
-            progress_bar=False,
-            extra_arguments=["--log-level=ERROR"],
-        )
-        notebook = tidy(nbformat.read(output, as_version=4))
-        nbformat.write(notebook, output)
+        parameters = {} if profile == "study" else {"PROFILE": profile}
+        notebook = run_notebook(day.notebook, output, parameters)
         if profile == "study":
             scratch = day.notebook.with_suffix(".ipynb.tmp")
             nbformat.write(notebook, scratch)

@@ -11,7 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ from ..training import (
     save_checkpoint,
     total_norm,
 )
-from ..weights import load_weights, save_weights
+from ..weights import load_weights, save_weights, training_card
 
 SMALL_WEIGHTS = days.get(9).folder / "checkpoints" / "wav2vec2_small.safetensors"
 """This repository's own pretrained weights, made by `python -m utils pretrain`."""
@@ -942,7 +942,6 @@ def pretrain_small(profile: str, path: Path, steps: int | None = None, seed: int
     What `python -m utils pretrain` does. The run is a row of Day 9's table; the card has data, settings,
     device and the curve.
     """
-    from ..device import describe_machine
     from ..logger import RunLogger
 
     settings = PRETRAINING[profile]
@@ -963,15 +962,10 @@ def pretrain_small(profile: str, path: Path, steps: int | None = None, seed: int
         end = history.epochs[-1]
         run.result(n_params=size, final_loss=end["loss"], grad_norm=end["grad_norm"])
         run.result(contrastive=end["contrastive"], perplexity=end["perplexity"])
-    curve = [
-        {k: round(v, 4) for k, v in e.items() if k not in ("epoch", "lr")}
-        for e in history.epochs
-    ]
-    card = {
-        "model": path.stem, "what": "wav2vec 2.0 pretrained without labels", "n_params": size,
-        "hours": hours, "never heard": "speakers of validation and test", "seed": seed,
-        "settings": asdict(settings), "seconds": round(history.seconds, 1),
-        "machine": describe_machine(device), "commit": log.commit, "curve": curve,
-    }  # fmt: skip
+    card = training_card(
+        log, history, settings, seed, model=path.stem, n_params=size, hours=hours,
+        what="wav2vec 2.0 pretrained without labels",
+        **{"never heard": "speakers of validation and test"},
+    )  # fmt: skip
     save_small(path, model, card)
     return history

@@ -121,11 +121,10 @@ def load(profile: str, device: torch.device) -> Speech:
     mixed, speakers = validation_mixtures(
         corpus.validation, kept, BUDGET[profile]["utterances"], SNR_DB
     )
-    train, lengths = corpus.train, corpus.train.lengths
     voices = training_voices(profile, corpus, speeds=(1.0,))
     return Speech(
         f"{corpus.name}+{noise.name}", f"{voices.name}+{noise.name}",
-        (train.joined().to(device), lengths.cumsum() - lengths, lengths),
+        corpus.train.packed(device),
         (voices.samples.to(device), voices.starts, voices.lengths, voices.speakers), heard,
         replace(mixed, noisy=mixed.noisy.to(device), clean=mixed.clean.to(device)), speakers,
         shipped_encoder(profile),
