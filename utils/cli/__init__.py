@@ -64,13 +64,16 @@ def parser() -> argparse.ArgumentParser:
 
     pretrain = commands.add_parser(
         "pretrain",
-        help="weights that Day 9, 13 or 14 ships; stop it, start it again",
+        help="weights that Day 9, 11, 13 or 14 ships; stop it, start it again",
     )
     pretrain.add_argument("--day", type=int, default=9, metavar="N")
     pretrain.add_argument("--profile", choices=days.PROFILES, default="study")
     pretrain.add_argument("--seed", type=int, default=0)
     pretrain.add_argument(
         "--steps", type=int, help="Day 9: by default the profile's own"
+    )
+    pretrain.add_argument(
+        "--part", default="", help="Day 11: kathleen, voices or vocoder"
     )
     pretrain.add_argument("--output", default="", help="another .safetensors file")
 
@@ -124,7 +127,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "pretrain":
             from .pretrain import pretrain
 
-            return pretrain(args.day, args.profile, args.seed, args.steps, args.output)
+            return pretrain(
+                args.day, args.profile, args.seed, args.steps, args.output, args.part
+            )
         if args.command == "container":
             from .container import container
 

@@ -7,11 +7,14 @@ from pathlib import Path
 from .. import days
 
 
-def pretrain(day: int, profile: str, seed: int, steps: int | None, output: str) -> int:
+def pretrain(
+    day: int, profile: str, seed: int, steps: int | None, output: str, part: str = ""
+) -> int:
     """Train the day's own network by the profile's settings and write weights and card; 0 when they are written.
 
-    Day 9: the small wav2vec 2.0, from sound alone. Day 13: the speaker encoder. Day 14: the enhancer. Stopped,
-    the same command goes on where it was. Raises ValueError for another day.
+    Day 9: the small wav2vec 2.0, from sound alone. Day 11: the `part` of `cloning.PARTS`. Day 13: the speaker
+    encoder. Day 14: the enhancer. Stopped, the same command goes on where it was. Raises ValueError for
+    another day or part.
     """
     folder = days.get(day).output(profile) / "checkpoints"
     if day == 9:
@@ -19,6 +22,11 @@ def pretrain(day: int, profile: str, seed: int, steps: int | None, output: str) 
 
         path = Path(output) if output else folder / "wav2vec2_small.safetensors"
         history = pretrain_small(profile, path, steps, seed)
+    elif day == 11:
+        from .. import cloning
+
+        path = Path(output) if output else cloning.weights_path(part, profile)
+        history = cloning.train_own(part, profile, path, seed)
     elif day == 13:
         from ..speakers import train_own
 
@@ -30,7 +38,7 @@ def pretrain(day: int, profile: str, seed: int, steps: int | None, output: str) 
         path = Path(output) if output else folder / "enhancer.safetensors"
         history = train_own(profile, path, seed)
     else:
-        raise ValueError(f"Day {day} ships no weights of its own: 9, 13 or 14.")
+        raise ValueError(f"Day {day} ships no weights of its own: 9, 11, 13 or 14.")
     end = ", ".join(f"{k} {v:.4g}" for k, v in history.epochs[-1].items())
     print(
         f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, {end}; {history.seconds:.0f} s"

@@ -1,0 +1,257 @@
+"""The networks that Day 11 ships, and their training: a synthesizer of one voice, then of many, and a vocoder.
+
+Each training is a command of its own, `python -m utils pretrain --day 11 --part NAME`, may be stopped at any
+moment, and leaves weights with a card, a row, and the alignments that it saw on its way. All sound is at 16 kHz,
+as LibriSpeech is recorded and as Real-Time Voice Cloning does it: one vocoder serves all voices, and the
+synthesizer of many voices goes on from the weights of the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import days, speech, tts
+from .device import pick_device, seed_everything
+from .features import SAMPLE_RATE, resample
+from .logger import RunLogger
+from .mel import LIBRISPEECH, SynthesisMel
+from .models.keywords import count_parameters
+from .models.speaker import pretrained_dvector
+from .models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss
+from .models.waveglow import WaveGlow, WaveGlowConfig, WaveGlowLoss
+from .speech import Sentences
+from .training import History
+from .tts import LengthBatches, Segments, Utterances, Watch
+from .weights import load_weights, training_card
+
+PARTS = ("kathleen", "voices", "vocoder")
+"""The trainings, in the order in which one needs the other: `voices` goes on from `kathleen`."""
+
+COLUMNS = (
+    "model", "task", "text", "speaker", "vocoder", "steps", "batch_size", "lr", "r", "guided", "n_params",
+    "final_loss", "val_loss", "val_mel", "diagonality", "free_diagonality", "free_stopped", "grad_norm",
+    "audio_sample", "similarity", "identification", "intelligibility", "mcd", "audio_quality",
+    "quality_metric", "real_time_factor",
+)  # fmt: skip
+"""Day 11's own columns; `intelligibility` is the word error rate of a recogniser that had no part in it."""
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """How a synthesizer is trained: `steps` batches by one cycle up to `lr`, validated each `every` steps.
+
+    `longest` (s) leaves longer sentences out; `guided` weighs the guided-attention loss; `own` is the share
+    of steps that hear the network's own frames (see `TacotronLoss`).
+    """
+
+    steps: int = 6000
+    batch_size: int = 16
+    lr: float = 1e-3
+    guided: float = 1.0
+    own: float = 0.0
+    longest: float = 6.0
+    every: int = 250
+
+
+@dataclass(frozen=True)
+class Vocoding:
+    """How the vocoder is trained: stretches of `frames` frames, `batch_size` of them a step."""
+
+    steps: int = 6000
+    batch_size: int = 8
+    frames: int = 32
+    lr: float = 1e-3
+    every: int = 250
+
+
+SYNTHESIS = {
+    "quick": Synthesis(steps=20, batch_size=8, longest=4.0, every=10),
+    "study": Synthesis(),
+    "full": Synthesis(steps=20_000, batch_size=64, every=500),
+}
+VOCODING = {
+    "quick": Vocoding(steps=10, batch_size=2, frames=16, every=5),
+    "study": Vocoding(),
+    "full": Vocoding(steps=30_000, batch_size=24, frames=64, every=500),
+}
+SIZES: dict[str, TacotronConfig] = {
+    "quick": TacotronConfig(
+        encoder=32, decoder=32, attention=16, prenet=16, postnet=16, speaker=8
+    ),
+    "study": TacotronConfig(decoder=384, postnet=128),
+    "full": TacotronConfig(),
+}
+GLOWS: dict[str, WaveGlowConfig] = {
+    "quick": WaveGlowConfig(flows=4, layers=2, channels=16, condition=16),
+    "study": WaveGlowConfig(channels=64, layers=5),
+    "full": WaveGlowConfig(),
+}
+"""Sizes by profile: study is for a CPU core over hours, full for one GPU."""
+
+
+def weights_path(part: str, profile: str = "study") -> Path:
+    """Where a part's weights are: `synthesizer_kathleen`, `synthesizer_voices` or `waveglow`, `.safetensors`."""
+    if part not in PARTS:
+        raise ValueError(f"part {part!r}: write one of {', '.join(PARTS)}")
+    name = "waveglow" if part == "vocoder" else f"synthesizer_{part}"
+    return days.get(11).output(profile) / "checkpoints" / f"{name}.safetensors"
+
+
+# --- material -----------------------------------------------------------------------------------------
+
+
+def at_16_khz(sentences: Sentences) -> list[Tensor]:
+    """The utterances as int16 or float waves `(time,)` at 16 kHz."""
+    if sentences.rate == SAMPLE_RATE:
+        return [
+            torch.from_numpy(np.array(sentences.wave(i))) for i in range(len(sentences))
+        ]
+    sounds = (sentences.sound(i) for i in range(len(sentences)))
+    return [resample(x, sentences.rate, SAMPLE_RATE).clamp(-1, 1) for x in sounds]
+
+
+def utterances(
+    parts: Sequence[Sentences], mel: SynthesisMel, longest: float
+) -> Utterances:
+    """Sentences of one or several sets as training data, each with the d-vector of its speaker."""
+    encoder = pretrained_dvector(mel.hann.device)
+    waves = [w for part in parts for w in at_16_khz(part)]
+    texts = [text for part in parts for text in part.texts]
+    speakers = [name for part in parts for name in part.speakers]
+    voices = tts.speaker_vectors(waves, speakers, encoder.embed).cpu()
+    return tts.prepare(waves, texts, voices, mel, longest, bar=False)
+
+
+def sets_of(part: str, profile: str) -> tuple[str, list[Sentences], Sentences]:
+    """What a part is trained on: name, training parts, and the one to validate on."""
+    one = speech.kathleen(profile)
+    if part != "voices":
+        return one.name, [one.train], one.validation
+    many = speech.librispeech(profile)
+    return f"{many.name}+{one.name}", [many.train, one.train], many.validation
+
+
+# --- training -----------------------------------------------------------------------------------------
+
+
+def train_own(part: str, profile: str, path: Path, seed: int = 0) -> History:
+    """Train one part and write its weights in float16 with their card; returns the history.
+
+    Raises ValueError for another part, FileNotFoundError when `voices` has no weights of `kathleen` to go on
+    from.
+    """
+    weights_path(part)  # is it a part?
+    train = _train_vocoder if part == "vocoder" else _train_synthesizer
+    return train(part, profile, path, seed)
+
+
+def _train_synthesizer(part: str, profile: str, path: Path, seed: int) -> History:
+    settings, config, device = SYNTHESIS[profile], SIZES[profile], pick_device()
+    name, training, held_out = sets_of(part, profile)
+    mel = SynthesisMel(LIBRISPEECH).to(device)
+    data = utterances(training, mel, settings.longest)
+    seen = utterances([held_out], mel, settings.longest)
+    seen = seen.batch(range(min(16, len(seen))), config.r)
+    seed_everything(seed)
+    model, before = Tacotron2(config), ""
+    if part == "voices":
+        first = weights_path("kathleen", profile)
+        if not first.is_file():
+            raise FileNotFoundError(
+                f"{first.name} is not here: python -m utils pretrain --day 11 --part kathleen"
+            )
+        load_weights(first, model)
+        before = first.stem
+    loss = TacotronLoss(model, guided=settings.guided, own=settings.own).to(device)
+    graph = device.type == "cuda"
+    batches = LengthBatches(
+        data, min(settings.batch_size, len(data)), config.r, seed=seed, steps=settings.every,
+        buckets=1 if graph or len(data) < 8 * settings.batch_size else 4,
+    )  # fmt: skip
+    log = RunLogger(11, profile, name, device, COLUMNS)
+    chosen = {k: getattr(settings, k) for k in ("steps", "batch_size", "lr", "guided")}
+    with log.run(
+        role="headline",
+        seed=seed,
+        model=path.stem,
+        task="synthesis",
+        r=config.r,
+        **chosen,
+    ) as run:
+        watched = days.runs(profile, log.day.name, "watched", run.id)
+        watch = Watch(seen, run, watched)
+        history = tts.train(
+            loss, batches, epochs=settings.steps // settings.every, lr=settings.lr, graph=graph,
+            validate=watch, run=run,
+        )  # fmt: skip
+        end = history.epochs[-1]
+        judged = ("diagonality", "free_diagonality", "free_stopped", "loss", "mel")
+        shown = {k if k[0] in "df" else f"val_{k}": end[f"val_{k}"] for k in judged}
+        run.result(final_loss=end["train_loss"], grad_norm=end["grad_norm"], **shown)
+        run.result(n_params=count_parameters(model))
+    card = training_card(
+        log, history, settings, seed, n_params=count_parameters(model),
+        what="synthesizer conditioned on d-vectors", data=name, sentences=len(data),
+        hours=round(int(data.mel_lengths.sum()) / LIBRISPEECH.frames_per_second / 3600, 2),
+        begun_from=before or "random weights",
+    )  # fmt: skip
+    tts.save_network(path, model, **card)
+    keep_watched(
+        path.with_name(f"{path.stem}_alignments.npz"),
+        Watch.load(watched),
+        settings.every,
+    )
+    return history
+
+
+def keep_watched(path: Path, seen: Sequence[tts.Validation], every: int) -> None:
+    """The alignments of a training's validations in one small file: `steps`, `forced_0`, `free_0`, ..."""
+    arrays: dict[str, Any] = {"steps": [every * (i + 1) for i in range(len(seen))]}
+    for i, one in enumerate(seen):
+        arrays[f"forced_{i}"] = one.alignment.astype(np.float16)
+        arrays[f"free_{i}"] = one.free_alignment.astype(np.float16)
+    np.savez_compressed(path, **arrays)
+
+
+def _train_vocoder(part: str, profile: str, path: Path, seed: int) -> History:
+    settings, config, device = VOCODING[profile], GLOWS[profile], pick_device()
+    name, training, held_out = sets_of(part, profile)
+    mel = SynthesisMel(LIBRISPEECH).to(device)
+    sizes = {"batch_size": settings.batch_size, "frames": settings.frames, "seed": seed}
+    sounds = [w for s in training for w in at_16_khz(s)]
+    batches = Segments(sounds, mel, steps=settings.every, **sizes)
+    seen = Segments(at_16_khz(held_out), mel, **(sizes | {"seed": 1}), steps=8)
+    seed_everything(seed)
+    loss = WaveGlowLoss(WaveGlow(config)).to(device)
+
+    @torch.no_grad()
+    def validate(module: torch.nn.Module) -> dict[str, float]:
+        values = [module(batch).item() for batch, _ in seen.epoch(0)]
+        return {"loss": sum(values) / len(values)}
+
+    log = RunLogger(11, profile, name, device, COLUMNS)
+    chosen = {k: getattr(settings, k) for k in ("steps", "batch_size", "lr")}
+    with log.run(
+        role="headline", seed=seed, model=path.stem, task="vocoding", **chosen
+    ) as run:
+        history = tts.train(
+            loss, batches, epochs=settings.steps // settings.every, lr=settings.lr,
+            validate=validate, run=run,
+        )  # fmt: skip
+        end = history.epochs[-1]
+        run.result(final_loss=end["train_loss"], grad_norm=end["grad_norm"])
+        run.result(val_loss=end["val_loss"], n_params=count_parameters(loss))
+    hours = sum(map(len, sounds)) / SAMPLE_RATE / 3600
+    card = training_card(
+        log, history, settings, seed, n_params=count_parameters(loss),
+        what="vocoder from mel spectrograms at 16 kHz", data=name, hours=round(hours, 2),
+    )  # fmt: skip
+    tts.save_network(path, loss.model, **card)
+    return history
