@@ -228,8 +228,9 @@ def _load_small(
     state = {k: v.float() for k, v in load_file(path).items()}
     left = model.load_state_dict(state, strict=False)
     missing = [k for k in left.missing_keys if not k.startswith("lm_head.")]
-    heads = ("quantizer.", "project_hid.", "project_q.")  # of pretraining
-    unknown = [k for k in left.unexpected_keys if not k.startswith(heads)]
+    # heads of pretraining, and the mask's vector, which a network without SpecAugment does not have
+    spare = ("quantizer.", "project_hid.", "project_q.", "wav2vec2.masked_spec_embed")
+    unknown = [k for k in left.unexpected_keys if not k.startswith(spare)]
     if missing or unknown:
         raise RuntimeError(
             f"{path.name} is of another network: missing {missing[:3]}, unknown {unknown[:3]}"
