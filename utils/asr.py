@@ -662,6 +662,20 @@ def connected_words(
     return Corpus(name, *parts, name)
 
 
+def curriculum(
+    words: Words, epochs: Sequence[tuple[int, tuple[int, int]]], labels: float = 1.0
+) -> list[Sentences]:
+    """A training set for each epoch: so many sequences of so many words, e.g. `[(1000, (1, 2)), (500, (3, 6))]`.
+
+    Drawn anew for each epoch, from the clips of the share `labels` of the training speakers.
+    """
+    some = share_of_speakers(words.train, labels)
+    return [
+        speak_sequences(some, words.classes, draw_sequences(some, count, seed, lengths), seed)
+        for seed, (count, lengths) in enumerate(epochs, start=100)
+    ]  # fmt: skip
+
+
 def share_of_speakers(clips: Clips, share: float, seed: int = 0) -> Clips:
     """The clips of randomly chosen speakers until the share `share` of all clips is reached."""
     if not 0 < share <= 1:

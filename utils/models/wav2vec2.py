@@ -622,7 +622,7 @@ def make_accelerator():
 
 def fine_tune(
     recogniser: Recogniser,
-    train: Sentences,
+    train: Sentences | Sequence[Sentences],
     validation: Sentences,
     settings: FineTuning,
     *,
@@ -635,6 +635,7 @@ def fine_tune(
 ) -> History:
     """Train with CTC and return the history; the recogniser moves to the device that trains it.
 
+    `train` is one set, or one for each epoch (the last goes on): short sequences first, or others each time.
     Each epoch logs `train_loss` (per letter), `grad_norm`, `lr`, and of the validation part `val_loss`,
     `val_wer`, `val_cer`, `val_blanks` and three `decoded` lines. SpecAugment, dropout and layer drop are
     those of the recogniser's configuration. With `run` (or `checkpoint`) the state is saved after each
@@ -652,15 +653,17 @@ def fine_tune(
     run = run if accelerator.is_main_process else None
     freeze_encoder(recogniser, settings.frozen)
     recogniser.to(accelerator.device)
-    examples = Examples(train, recogniser, settings.cached, strict=True)
+    sets = [train] if isinstance(train, Sentences) else list(train)
+    lessons = [Examples(s, recogniser, settings.cached, strict=True) for s in sets]
     held_out = Examples(validation, recogniser, settings.cached)
     references = [asr.normalise(text) for text in validation.texts[:3]]
 
     def batches_of(epoch: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+        lengths = lessons[min(epoch, len(lessons) - 1)].lengths
         return asr.length_batches(
-            examples.lengths, settings.batch_size, generator, settings.bucketed, settings.most
-        )  # fmt: skip
+            lengths, settings.batch_size, generator, settings.bucketed, settings.most
+        )
 
     plan = [batches_of(epoch) for epoch in range(settings.epochs)]
     steps = sum(map(len, plan))
@@ -684,6 +687,7 @@ def fine_tune(
             seed_everything((seed * 100_003 + epoch) * 64 + rank)
             recogniser.train()
             losses, norms, rates = [], [], []
+            examples = lessons[min(epoch, len(lessons) - 1)]
             began = time.perf_counter()
             for numbers in plan[epoch]:
                 mine = numbers[rank::ranks]

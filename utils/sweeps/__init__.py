@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-DAYS = (8, 10, 12, 14)
+DAYS = (8, 9, 10, 12, 14)
 """The days that have a search."""
 
 

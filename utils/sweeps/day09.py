@@ -1,0 +1,184 @@
+"""Day 9's grid: random against pretrained weights, at three shares of the labels. `python -m utils sweep --day 9`.
+
+No search: six trainings by one recipe, that are to be compared. Each takes a quarter of an hour of a CPU core.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from .. import asr, days, speech
+from ..device import describe_machine, pick_device, seed_everything
+from ..features import SAMPLE_RATE
+from ..logger import Run, RunLogger, read_table
+from ..models.wav2vec2 import (
+    PRETRAIN_COLUMNS,
+    SMALL_WEIGHTS,
+    FineTuning,
+    Recogniser,
+    evaluate,
+    fine_tune,
+    load_recogniser,
+    save_small,
+    small_config,
+    tiny_config,
+)
+from ..speech import Corpus, Words
+from ..training import History
+
+COLUMNS = (
+    *PRETRAIN_COLUMNS, "init", "labels", "speakers", "epochs", "val_loss", "val_wer", "val_cer",
+    "val_blanks", "wer", "cer", "accuracy", "substitutions", "deletions", "insertions", "decoder",
+    "val_curve",
+)  # fmt: skip
+CELLS = tuple(
+    (init, labels) for init in ("random", "pretrained") for labels in (1.0, 0.3, 0.1)
+)
+"""What is compared: the weights to begin with, and the share of the training speakers whose labels are used."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way for all cells: `short` epochs of sequences of one or two words, then `long` ones of three to six.
+
+    A batch holds at most `seconds` of sound, padding included. Nothing is frozen and nothing dropped: so
+    few steps cannot overfit, and random weights need all gradient that they can get.
+    """
+
+    short: int = 8
+    long: int = 4
+    sequences: tuple[int, int] = (1000, 500)
+    seconds: float = 30.0
+    lr: float = 1e-3
+    batch_size: int = 16
+
+    @property
+    def epochs(self) -> list[tuple[int, tuple[int, int]]]:
+        """What `asr.curriculum` wants."""
+        first, second = self.sequences
+        return [(first, (1, 2))] * self.short + [(second, (3, 6))] * self.long
+
+    @property
+    def settings(self) -> FineTuning:
+        return FineTuning(
+            epochs=self.short + self.long, batch_size=self.batch_size, lr=self.lr, frozen=False,
+            most=round(self.seconds * SAMPLE_RATE),
+        )  # fmt: skip
+
+
+RECIPE = {
+    "quick": Recipe(short=1, long=1, sequences=(24, 12), batch_size=8),
+    "study": Recipe(),
+    "full": Recipe(short=10, long=30, sequences=(6000, 3000), seconds=120.0, batch_size=64),
+}  # fmt: skip
+
+
+def build(profile: str, init: str, seed: int = 0) -> Recogniser:
+    """A recogniser to train: `random` or `pretrained` (in quick both are tiny and random)."""
+    seed_everything(seed)
+    source: Any = small_config() if init == "random" else SMALL_WEIGHTS
+    if profile == "quick":
+        source = tiny_config()
+    return load_recogniser(
+        source, hidden_dropout=0.0, final_dropout=0.0, mask_time_prob=0.0
+    )
+
+
+def train(
+    profile: str,
+    init: str,
+    labels: float,
+    words: Words,
+    corpus: Corpus,
+    seed: int = 0,
+    **how: Any,
+) -> tuple[Recogniser, History]:
+    """One cell of the grid; `how` goes to `fine_tune`. Returns the recogniser and its history."""
+    recipe = RECIPE[profile]
+    recogniser = build(profile, init, seed)
+    lessons = asr.curriculum(words, recipe.epochs, labels)
+    history = fine_tune(
+        recogniser, lessons, corpus.validation, recipe.settings, seed=seed, **how
+    )
+    return recogniser, history
+
+
+def test(recogniser: Recogniser, corpus: Corpus, run: Run) -> None:
+    """Word errors on the committed test sequences, by greedy decoding, into the row."""
+    found = evaluate(recogniser, corpus.test).errors
+    run.result(
+        wer=found.wer, cer=found.cer, accuracy=found.word_accuracy, decoder="greedy",
+        substitutions=found.substitutions, deletions=found.deletions, insertions=found.insertions,
+    )  # fmt: skip
+
+
+def shipped(profile: str, init: str = "pretrained") -> Path:
+    """Where the recogniser of a cell with all labels is kept, with its card."""
+    return (
+        days.get(9).output(profile)
+        / "checkpoints"
+        / f"connected_words_{init}.safetensors"
+    )
+
+
+def cell(
+    log: RunLogger, profile: str, init: str, labels: float, words: Words, corpus: Corpus, seed: int = 0
+) -> None:  # fmt: skip
+    """Train one cell, test it once, leave its row, and of all labels also its weights."""
+    recipe = RECIPE[profile]
+    chosen = {
+        "model": "wav2vec2-small" if profile != "quick" else "wav2vec2-tiny",
+        "task": "connected words", "init": init, "labels": labels, "lr": recipe.lr,
+        "batch_size": recipe.batch_size,
+    }  # fmt: skip
+    role = "baseline" if init == "random" else "headline" if labels == 1.0 else "sweep"
+    run = log.run(role=role, seed=seed, **chosen)
+    if any(
+        row["run"] == run.id and row["role"] == role for row in read_table(log.path)
+    ):
+        return  # trained before
+    with run:
+        recogniser, history = train(
+            profile, init, labels, words, corpus, seed, run=run, bar=False
+        )
+        end = history.epochs[-1]
+        run.result(
+            speakers=len(set(asr.share_of_speakers(words.train, labels).speakers)),
+            epochs=end["epoch"], steps=len(history.steps["loss"]), final_loss=end["train_loss"],
+            grad_norm=end["grad_norm"], n_params=sum(p.numel() for p in recogniser.parameters()),
+            val_curve=" ".join(f"{v:.4f}" for v in history.column("val_wer")),
+            **{k: end[k] for k in ("val_loss", "val_wer", "val_cer", "val_blanks")},
+        )  # fmt: skip
+        test(recogniser, corpus, run)
+        if labels == 1.0:
+            card = {
+                "what": f"wav2vec 2.0, {init} weights, fine-tuned with CTC on spoken words in a row",
+                "data": corpus.name, "seed": seed, "settings": asdict(recipe),
+                "seconds": round(history.seconds, 1), "machine": describe_machine(log.device),
+                "commit": log.commit, "metric": {"val_wer": end["val_wer"]},
+            }  # fmt: skip
+            save_small(shipped(profile, init), recogniser, card)
+
+
+def work(profile: str, trials: int | None = None) -> None:
+    """One worker: trains the cells that nobody has trained or is training; `trials` bounds how many."""
+    device = pick_device()
+    words = speech.speech_commands("quick" if profile == "quick" else "study")
+    corpus = asr.connected_words(profile, words=words)
+    log = RunLogger(9, profile, corpus.name, device, COLUMNS)
+    locks = days.runs(profile, log.day.name, "cells")
+    locks.mkdir(parents=True, exist_ok=True)
+    run_cell = partial(cell, log, profile, words=words, corpus=corpus)
+    for init, labels in CELLS[:trials]:
+        lock = FileLock(locks / f"{init}_{labels}.lock")
+        try:
+            with lock.acquire(blocking=False):
+                print(f"{init} weights, {labels:.0%} of the labels", flush=True)
+                run_cell(init=init, labels=labels)
+        except Timeout:
+            continue  # another worker has it
