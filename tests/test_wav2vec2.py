@@ -589,3 +589,24 @@ def test_the_command_pretrains_and_the_sweep_fine_tunes(tmp_path, monkeypatch, c
     assert row["state"] == "complete"
     assert float(row["val_wer"]) >= 0
     assert len(row["val_curve"].split()) == 2
+
+
+def test_the_benchmark_trains_the_same_network_on_both_sides(monkeypatch, capsys):
+    from utils.bench import asr as bench
+
+    monkeypatch.setattr(bench, "small_config", tiny_config)
+    some = spoken("AB", "CAB A", "BA", "A BA C")
+    bench.padding(some.lengths)
+    assert capsys.readouterr().out.count("padding in") == 2
+    found = bench.claims(torch.device("cpu"), some, least=0.01)
+    assert len(found) >= 3
+    assert all(c.stock > 0 and c.ours > 0 for c in found)
+    plain = bench.Fixture(torch.device("cpu"), some, cached=False)
+    kept = bench.Fixture(torch.device("cpu"), some, cached=True)
+    for side in (plain, kept):
+        side.recogniser.eval()  # without dropout and masks both compute the same step
+        side.step([0, 1, 2, 3])
+    for a, b in zip(
+        plain.recogniser.parameters(), kept.recogniser.parameters(), strict=True
+    ):
+        assert torch.allclose(a, b, atol=1e-5)

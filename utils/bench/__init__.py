@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 
-TASKS = ("mnist", "cifar10", "speech", "tts", "speaker")
+TASKS = ("mnist", "cifar10", "speech", "asr", "tts", "speaker")
 
 
 @dataclass
