@@ -260,3 +260,19 @@ def test_code_is_clean():
             cwd=ROOT, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_headline_without_its_optional_package_is_not_measured(tmp_path, monkeypatch):
+    from utils.cli.run import headline
+    from utils.logger import write_table
+
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
+    day = days.get(14)
+    assert headline(day, "quick") == "none"
+    path = day.output("quick") / f"{day.name}_params.csv"
+    path.parent.mkdir(parents=True)
+    row = {"run": "a", "profile": "quick", "role": "headline", "dataset": "sample"}
+    write_table(path, [*row, "pesq_after"], [row | {"pesq_after": ""}])
+    assert headline(day, "quick") == "pesq_after not measured"
+    write_table(path, [*row, "pesq_after"], [row | {"pesq_after": "1.5"}])
+    assert headline(day, "quick").startswith("pesq_after 1.5")

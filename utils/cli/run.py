@@ -142,8 +142,10 @@ def headline(day: days.Day, profile: str) -> str:
         return f"{len({r['day'] for r in heads})} projects in one table"
     rows = [r for r in rows if r["profile"] == profile and r["role"] == "headline"]
     values = [float(r[day.metric]) for r in rows if r.get(day.metric)]
-    if not values:
+    if not rows:
         return "none"
+    if not values:  # an optional package is missing: the notebook says which
+        return f"{day.metric} not measured"
     return f"{day.metric} {spread(values):.4f} on {rows[-1]['dataset']}"
 
 
