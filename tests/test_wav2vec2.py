@@ -533,6 +533,8 @@ def test_pretraining_lowers_its_loss_and_goes_on_after_a_kill(tmp_path, monkeypa
     )  # chance, 10 negatives
     assert all(1 <= e["perplexity"] <= 16 for e in history.epochs)
     assert len(history.steps["loss"]) == 60
+    _, begun = pretrained(stop=lambda entry: True)  # the check of a card
+    assert begun.steps["loss"] == history.steps["loss"][:20]
     real, calls = w2v.save_checkpoint, []
 
     def killed(*args):

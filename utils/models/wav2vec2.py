@@ -828,6 +828,7 @@ def pretrain(
     seed: int = 0,
     run: Run | None = None,
     checkpoint: Path | None = None,
+    stop: Callable[[Mapping[str, Any]], bool] | None = None,
     label: str = "pretraining",
     bar: bool = True,
 ) -> History:
@@ -837,7 +838,8 @@ def pretrain(
     frame: contrastive (-log softmax of cosine similarities over the true code and `num_negatives` others,
     temperature 0.1) plus 0.1 times diversity (1 - perplexity / codes). The history has one entry for
     `settings.every` steps: `loss`, `contrastive`, `diversity`, `perplexity` (codes in use, at most 128
-    in `small_config`), `grad_norm`. After each the state is saved, and a killed training goes on there.
+    in `small_config`), `grad_norm`. After each the state is saved, and a killed training goes on there;
+    `stop` sees it, and ends the training by saying True.
 
     Raises ValueError when a crop is longer than the sound, Diverged for a loss that is not finite.
     """
@@ -914,6 +916,8 @@ def pretrain(
                 run.epoch(**numbered(entry))
             if checkpoint:
                 save_checkpoint(checkpoint, model, optimizer, scheduler, history)
+            if stop and stop(entry):
+                break
             shown.set_postfix_str(
                 f"loss {entry['loss']:.3f}, perplexity {entry['perplexity']:.0f}"
             )
