@@ -146,6 +146,21 @@ def test_a_study_of_other_code_is_not_joined(tmp_path, monkeypatch):
         run()
 
 
+def test_a_rehearsal_that_another_commit_began_begins_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
+    path = tmp_path / "quick" / "Day08_SC_Tuning" / "s.journal"
+    for commit, numbers in (("aaaa", [0, 1]), ("bbbb", [0, 1]), ("bbbb", [])):
+        monkeypatch.setattr(tuning, "code_commit", lambda last_change, c=commit: c)
+        drawn = []
+
+        def objective(trial, drawn=drawn):
+            drawn.append(trial.number)
+            return trial.suggest_float("x", 0, 1)
+
+        tuning.search(path, objective, 2, say=lambda text: None)
+        assert drawn == numbers
+
+
 def test_an_unknown_sampler_is_named(tmp_path):
     with pytest.raises(ValueError, match="write one of random, tpe"):
         tuning.search(tmp_path / "s.journal", lambda t: 0.0, 1, "grid")

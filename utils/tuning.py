@@ -17,6 +17,7 @@ import optuna
 from filelock import FileLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from .days import runs
 from .logger import code_commit
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -108,7 +109,7 @@ def search(
     would have, and two workers draw different trials. `objective(trial)` returns the value or raises
     `optuna.TrialPruned`; exceptions in `catch` (a diverged training) make a failed trial, others end
     the worker. Raises ValueError for an unknown sampler, and for a study that another commit of the code
-    began: its scores are of another training.
+    began: its scores are of another training. A rehearsal of the quick profile begins anew instead.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler {sampler!r}: write one of {', '.join(SAMPLERS)}")
@@ -116,6 +117,9 @@ def search(
     lock = FileLock(str(path.with_name(f".{path.name}.draw.lock")))
     with lock:
         begun, now = study.user_attrs.get("commit"), code_commit(last_change=True)
+        if begun not in (None, now) and runs("quick") in path.parents:
+            path.unlink()
+            study, begun = open_study(path), None
         if begun is None:
             study.set_user_attr("commit", now)
         elif begun != now:

@@ -622,8 +622,8 @@ def make_accelerator():
 
 def fine_tune(
     recogniser: Recogniser,
-    train: Sentences | Sequence[Sentences],
-    validation: Sentences,
+    train: Sentences | Examples | Sequence[Sentences],
+    validation: Sentences | Examples,
     settings: FineTuning,
     *,
     seed: int = 0,
@@ -643,8 +643,10 @@ def fine_tune(
     alone. Under `accelerate launch` each batch is shared out over the processes, so the same settings
     give the same training on any number of them; only the first writes.
 
-    Raises ValueError for utterances that cannot be learned (see Examples), Diverged when the loss of an
-    epoch is not finite.
+    Several trainings from one set of weights can share their cached `Examples`: give these instead of the
+    sentences, made by a recogniser with the same convolutions. Raises ValueError for utterances that
+    cannot be learned (see Examples) and for cached ones when the convolutions are to be trained, Diverged
+    when the loss of an epoch is not finite.
     """
     accelerator = make_accelerator()
     rank, ranks = accelerator.process_index, accelerator.num_processes
@@ -653,10 +655,18 @@ def fine_tune(
     run = run if accelerator.is_main_process else None
     freeze_encoder(recogniser, settings.frozen)
     recogniser.to(accelerator.device)
-    sets = [train] if isinstance(train, Sentences) else list(train)
-    lessons = [Examples(s, recogniser, settings.cached, strict=True) for s in sets]
-    held_out = Examples(validation, recogniser, settings.cached)
-    references = [asr.normalise(text) for text in validation.texts[:3]]
+
+    def prepared(some: Sentences | Examples, strict: bool) -> Examples:
+        if isinstance(some, Sentences):
+            return Examples(some, recogniser, settings.cached, strict)
+        if some.kept is not None and not settings.frozen:
+            raise ValueError("only the output of frozen convolutions can be cached")
+        return some
+
+    sets = [train] if isinstance(train, (Sentences, Examples)) else train
+    lessons = [prepared(some, True) for some in sets]
+    held_out = prepared(validation, False)
+    references = [asr.normalise(text) for text in held_out.sentences.texts[:3]]
 
     def batches_of(epoch: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
