@@ -56,7 +56,10 @@ def training_card(
     return said | {
         "seed": seed, "settings": asdict(settings), "seconds": round(history.seconds, 1),
         "machine": describe_machine(log.device), "commit": log.commit,
-        "curve": [{k: round(v, 4) for k, v in e.items()} for e in history.epochs],
+        "curve": [
+            {k: round(v, 4) for k, v in e.items() if not isinstance(v, str)}
+            for e in history.epochs
+        ],
     }  # fmt: skip
 
 

@@ -12,12 +12,17 @@ def pretrain(
 ) -> int:
     """Train the day's own network by the profile's settings and write weights and card; 0 when they are written.
 
-    Day 9: the small wav2vec 2.0, from sound alone. Day 11: the `part` of `cloning.PARTS`. Day 13: the speaker
-    encoder. Day 14: the enhancer. Stopped, the same command goes on where it was. Raises ValueError for
-    another day or part.
+    Day 9: the small wav2vec 2.0, from sound alone, or (`part` words) its fine-tuning on connected words.
+    Day 11: the `part` of `cloning.PARTS`. Day 13: the speaker encoder. Day 14: the enhancer. Stopped, the
+    same command goes on where it was. Raises ValueError for another day or part.
     """
     folder = days.get(day).output(profile) / "checkpoints"
-    if day == 9:
+    if day == 9 and part == "words":
+        from ..sweeps.day09 import train_words
+
+        path = Path(output) if output else folder / "connected_words.safetensors"
+        history = train_words(profile, path, seed)
+    elif day == 9 and not part:
         from ..models.wav2vec2 import pretrain_small
 
         path = Path(output) if output else folder / "wav2vec2_small.safetensors"
@@ -38,8 +43,11 @@ def pretrain(
         path = Path(output) if output else folder / "enhancer.safetensors"
         history = train_own(profile, path, seed)
     else:
-        raise ValueError(f"Day {day} ships no weights of its own: 9, 11, 13 or 14.")
-    end = ", ".join(f"{k} {v:.4g}" for k, v in history.epochs[-1].items())
+        raise ValueError(
+            f"Day {day} ships no weights of its own (9, 11, 13 and 14 do), or none for part {part!r}."
+        )
+    numbers = {k: v for k, v in history.epochs[-1].items() if not isinstance(v, str)}
+    end = ", ".join(f"{k} {v:.4g}" for k, v in numbers.items())
     print(
         f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, {end}; {history.seconds:.0f} s"
     )

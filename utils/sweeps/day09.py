@@ -30,6 +30,7 @@ from ..models.wav2vec2 import (
 )
 from ..speech import Corpus, Words
 from ..training import History
+from ..weights import training_card
 
 COLUMNS = (
     *PRETRAIN_COLUMNS, "init", "labels", "speakers", "epochs", "val_loss", "val_wer", "val_cer",
@@ -47,7 +48,8 @@ class Recipe:
     """One way for all cells: `short` epochs of sequences of one or two words, then `long` ones of three to six.
 
     A batch holds at most `seconds` of sound, padding included. Nothing is frozen and nothing dropped: so
-    few steps cannot overfit, and random weights need all gradient that they can get.
+    few steps cannot overfit, and random weights need all gradient that they can get. `mask` is SpecAugment's
+    share of frames, `head_lr` the rate of the letters' layer alone.
     """
 
     short: int = 5
@@ -55,7 +57,9 @@ class Recipe:
     sequences: tuple[int, int] = (1000, 500)
     seconds: float = 15.0
     lr: float = 1e-3
+    head_lr: float = 1e-3
     batch_size: int = 16
+    mask: float = 0.0
 
     @property
     def epochs(self) -> list[tuple[int, tuple[int, int]]]:
@@ -66,7 +70,8 @@ class Recipe:
     @property
     def settings(self) -> FineTuning:
         return FineTuning(
-            epochs=self.short + self.long, batch_size=self.batch_size, lr=self.lr, frozen=False,
+            epochs=self.short + self.long, batch_size=self.batch_size, lr=self.head_lr,
+            encoder_lr=self.lr, frozen=False,
             most=round(self.seconds * SAMPLE_RATE),
         )  # fmt: skip
 
@@ -78,7 +83,23 @@ RECIPE = {
 }  # fmt: skip
 
 
-def build(profile: str, init: str, seed: int = 0) -> Recogniser:
+LONG = {
+    "quick": Recipe(short=1, long=2, sequences=(24, 12), batch_size=8),
+    "study": Recipe(short=24, long=56, head_lr=5e-3, mask=0.05),
+    "full": Recipe(
+        short=20,
+        long=100,
+        sequences=(6000, 3000),
+        seconds=120.0,
+        batch_size=64,
+        head_lr=5e-3,
+        mask=0.05,
+    ),
+}
+"""The recogniser that Day 9 ships: the pretrained weights, all labels, and many times the grid's steps."""
+
+
+def build(profile: str, init: str, seed: int = 0, mask: float = 0.0) -> Recogniser:
     """A recogniser to train: `random` or `pretrained` (in quick both are tiny and random)."""
     seed_everything(seed)
     source: Any = small_config() if init == "random" else SMALL_WEIGHTS
@@ -182,3 +203,40 @@ def work(profile: str, trials: int | None = None) -> None:
                 run_cell(init=init, labels=labels)
         except Timeout:
             continue  # another worker has it
+
+
+def train_words(profile: str, path: Path, seed: int = 0) -> History:
+    """Fine-tune the pretrained weights on connected words by the long recipe, and write them to `path`.
+
+    What `python -m utils pretrain --day 9 --part words` does: hours of a CPU core, to be stopped and resumed.
+    The row has the validation alone; the notebook tests the recogniser once.
+    """
+    recipe, device = LONG[profile], pick_device()
+    words = speech.speech_commands("quick" if profile == "quick" else "study")
+    corpus = asr.connected_words(profile, words=words)
+    log = RunLogger(9, profile, corpus.name, device, COLUMNS)
+    recogniser = build(profile, "pretrained", seed, recipe.mask)
+    lessons = asr.curriculum(words, recipe.epochs)
+    chosen = {
+        "model": "wav2vec2-small" if profile != "quick" else "wav2vec2-tiny",
+        "task": "connected words, shipped", "init": "pretrained", "labels": 1.0,
+        "lr": recipe.lr, "batch_size": recipe.batch_size,
+    }  # fmt: skip
+    with log.run(role="sweep", seed=seed, **chosen) as run:
+        history = fine_tune(
+            recogniser, lessons, corpus.validation, recipe.settings, seed=seed, run=run
+        )
+        end = history.epochs[-1]
+        run.result(
+            epochs=end["epoch"], steps=len(history.steps["loss"]), final_loss=end["train_loss"],
+            grad_norm=end["grad_norm"], n_params=sum(p.numel() for p in recogniser.parameters()),
+            speakers=len(set(words.train.speakers)),
+            val_curve=" ".join(f"{v:.4f}" for v in history.column("val_wer")),
+            **{k: end[k] for k in ("val_loss", "val_wer", "val_cer", "val_blanks")},
+        )  # fmt: skip
+    card = training_card(
+        log, history, recipe, seed, data=corpus.name, metric={"val_wer": end["val_wer"]},
+        what="wav2vec 2.0, pretrained here, fine-tuned with CTC on spoken words in a row",
+    )  # fmt: skip
+    save_small(path, recogniser, card)
+    return history
