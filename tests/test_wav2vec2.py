@@ -43,6 +43,7 @@ from utils.models.wav2vec2 import (
     transcribe,
 )
 from utils.speech import Sentences
+from utils.sweeps import day10
 
 ROOT = Path(__file__).resolve().parent.parent
 TONES = {"A": 400, "B": 900, "C": 1700, " ": 0}
@@ -406,6 +407,28 @@ def test_a_cached_encoder_trains_the_same_network():
         FineTuning(optimizer="Adagrad")
 
 
+def test_trainings_share_what_the_convolutions_made():
+    some = spoken("AB CA", "CB", "B", "ACCA", "BBC")
+    kept = Examples(some, tiny(**CALM), cached=True, strict=True)
+    shared, settings = tiny(**CALM), replace(SOME, cached=True)
+    history = fine_tune(shared, kept, kept, settings, bar=False)
+    alone, _ = trained(settings)
+    assert torch.equal(weights(shared), weights(alone))
+    assert history.epochs[-1]["decoded"].count("→") == 3
+    with pytest.raises(ValueError, match="only the output of frozen"):
+        fine_tune(shared, kept, kept, replace(SOME, frozen=False), bar=False)
+
+
+def test_day_10_begins_from_one_body_and_a_head_of_each_seed():
+    one, two = (day10.build("quick", torch.device("cpu"), seed) for seed in (0, 1))
+    body = one.model.wav2vec2.state_dict()
+    other = two.model.wav2vec2.state_dict()
+    assert all(torch.equal(body[name], other[name]) for name in body)
+    assert not torch.equal(one.model.lm_head.weight, two.model.lm_head.weight)
+    again = day10.build("quick", torch.device("cpu"), 0)
+    assert torch.equal(weights(again), weights(one))
+
+
 def test_a_training_that_was_stopped_goes_on_as_it_would_have(tmp_path):
     """With dropout and masks on: each epoch's random numbers come from its own seed."""
     whole, history = trained(changes={})
@@ -588,4 +611,4 @@ def test_the_command_pretrains_and_the_sweep_fine_tunes(tmp_path, monkeypatch, c
     assert row["dataset"] == "sample-words-connected"
     assert row["state"] == "complete"
     assert float(row["val_wer"]) >= 0
-    assert len(row["val_curve"].split()) == 2
+    assert len(row["val_curve"].split()) == len(row["loss_curve"].split()) == 2

@@ -621,8 +621,8 @@ def make_accelerator():
 
 def fine_tune(
     recogniser: Recogniser,
-    train: Sentences,
-    validation: Sentences,
+    train: Sentences | Examples,
+    validation: Sentences | Examples,
     settings: FineTuning,
     *,
     seed: int = 0,
@@ -641,8 +641,10 @@ def fine_tune(
     alone. Under `accelerate launch` each batch is shared out over the processes, so the same settings
     give the same training on any number of them; only the first writes.
 
-    Raises ValueError for utterances that cannot be learned (see Examples), Diverged when the loss of an
-    epoch is not finite.
+    Several trainings from one set of weights can share their cached `Examples`: give these instead of the
+    sentences, made by a recogniser with the same convolutions. Raises ValueError for utterances that
+    cannot be learned (see Examples) and for cached ones when the convolutions are to be trained, Diverged
+    when the loss of an epoch is not finite.
     """
     accelerator = make_accelerator()
     rank, ranks = accelerator.process_index, accelerator.num_processes
@@ -651,9 +653,15 @@ def fine_tune(
     run = run if accelerator.is_main_process else None
     freeze_encoder(recogniser, settings.frozen)
     recogniser.to(accelerator.device)
-    examples = Examples(train, recogniser, settings.cached, strict=True)
-    held_out = Examples(validation, recogniser, settings.cached)
-    references = [asr.normalise(text) for text in validation.texts[:3]]
+    examples, held_out = (
+        some
+        if isinstance(some, Examples)
+        else Examples(some, recogniser, settings.cached, strict)
+        for some, strict in ((train, True), (validation, False))
+    )
+    if examples.kept is not None and not settings.frozen:
+        raise ValueError("only the output of frozen convolutions can be cached")
+    references = [asr.normalise(text) for text in held_out.sentences.texts[:3]]
 
     def batches_of(epoch: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
@@ -23,6 +23,7 @@ from ..models.wav2vec2 import (
     OPTIMIZERS,
     SCHEDULES,
     SMALL_WEIGHTS,
+    Examples,
     FineTuning,
     Recogniser,
     fine_tune,
@@ -41,8 +42,9 @@ COLUMNS = (
     "model", "task", "trial", "state", "optimizer", "scheduler", "batch_size", "lr", "encoder_lr",
     "epochs", "n_params", "final_loss", "val_loss", "val_wer", "val_cer", "val_blanks", "wer",
     "cer", "accuracy", "substitutions", "deletions", "insertions", "decoder", "grad_norm",
-    "val_curve",
+    "val_curve", "loss_curve",
 )  # fmt: skip
+"""`val_curve` is the WER on validation, `loss_curve` the training loss, both of every epoch as text."""
 
 SPACE: dict[str, BaseDistribution] = {
     "optimizer": CategoricalDistribution(list(OPTIMIZERS)),
@@ -70,15 +72,36 @@ def suggest(trial: Trial) -> dict[str, Any]:
 
 
 def build(profile: str, device: torch.device, seed: int = 0) -> Recogniser:
-    """Our pretrained weights with a new head; in quick a tiny network with random weights."""
-    seed_everything(seed)
+    """Our pretrained weights with a new head; in quick a tiny network whose random weights stand for them."""
     source = tiny_config() if profile == "quick" else SMALL_WEIGHTS
-    return load_recogniser(source, device=device)
+    seed_everything(0)  # one body for all seeds, also where it is random
+    recogniser = load_recogniser(source, device=device)
+    seed_everything(seed)
+    head = recogniser.model.lm_head
+    head.weight.data.normal_(0.0, recogniser.config.initializer_range)
+    head.bias.data.zero_()
+    return recogniser
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the frozen convolutions make of training and validation part, computed once for many trainings."""
+
+    train: Examples
+    validation: Examples
+
+
+def keep(corpus: Corpus, recogniser: Recogniser) -> Kept:
+    """The parts of a corpus as cached examples; every recogniser of `build` has the same convolutions."""
+    return Kept(
+        Examples(corpus.train, recogniser, cached=True, strict=True),
+        Examples(corpus.validation, recogniser, cached=True),
+    )
 
 
 def train(
     recogniser: Recogniser,
-    corpus: Corpus,
+    corpus: Corpus | Kept,
     settings: Mapping[str, Any],
     epochs: int,
     seed: int = 0,
@@ -102,7 +125,7 @@ def score(numbers: Mapping[str, float]) -> float:
 
 
 def objective(
-    log: RunLogger, profile: str, corpus: Corpus, epochs: int
+    log: RunLogger, profile: str, corpus: Corpus | Kept, epochs: int
 ) -> Callable[[Trial], float]:
     """A function of a trial: fine-tunes, leaves a row, and returns its score."""
 
@@ -123,11 +146,14 @@ def objective(
                 recogniser, corpus, settings, epochs, run=run, stop=stop, bar=False
             )
             last = history.epochs[-1]
-            curve = " ".join(f"{v:.4f}" for v in history.column("val_wer"))
+            curves = {
+                name: " ".join(f"{v:.4f}" for v in history.column(column))
+                for name, column in (("val_curve", "val_wer"), ("loss_curve", "train_loss"))
+            }  # fmt: skip
             run.result(
                 model="wav2vec2-tiny" if profile == "quick" else SMALL_WEIGHTS.stem,
                 task="connected words", decoder="greedy", epochs=last["epoch"],
-                state="pruned" if pruned else "complete", val_curve=curve,
+                state="pruned" if pruned else "complete", **curves,
                 n_params=sum(p.numel() for p in recogniser.parameters()),
                 final_loss=last["train_loss"], grad_norm=last["grad_norm"],
                 **{k: last[k] for k in ("val_loss", "val_wer", "val_cer", "val_blanks")},
@@ -149,9 +175,10 @@ def work(profile: str, trials: int | None = None) -> None:
     device, budget = pick_device(), BUDGET[profile]
     corpus = connected_words(profile, budget["train"])
     log = RunLogger(10, profile, corpus.name, device, COLUMNS)
+    kept = keep(corpus, build(profile, device))
     tuning.search(
         study_path(profile),
-        objective(log, profile, corpus, budget["epochs"]),
+        objective(log, profile, kept, budget["epochs"]),
         trials or budget["trials"],
         "tpe",
     )
