@@ -92,7 +92,6 @@ LONG = {
         sequences=(6000, 3000),
         seconds=120.0,
         batch_size=64,
-        head_lr=5e-3,
         mask=0.05,
     ),
 }
