@@ -85,7 +85,7 @@ RECIPE = {
 
 LONG = {
     "quick": Recipe(short=1, long=2, sequences=(24, 12), batch_size=8),
-    "study": Recipe(short=24, long=56, mask=0.05),
+    "study": Recipe(short=16, long=24, mask=0.05),
     "full": Recipe(
         short=20,
         long=100,
