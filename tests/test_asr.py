@@ -13,7 +13,14 @@ from utils import asr
 from utils.asr import Vocabulary, WordModel, beam_search, collapse
 from utils.data import SPLITS, read_lines
 from utils.metrics import bootstrap_ratio
-from utils.speech import Clips, Sentences, read_sample, sample_words, speaker_of
+from utils.speech import (
+    Clips,
+    Sentences,
+    read_sample,
+    sample_words,
+    speaker_of,
+    speech_commands,
+)
 
 LETTERS = Vocabulary()
 TINY = Vocabulary(("<pad>", "|", "A", "B"))
@@ -395,3 +402,16 @@ def test_the_committed_sequences_are_of_the_parts_own_clips():
             assert set(line.split()) <= own
         one = [len({speaker_of(n) for n in line.split()}) == 1 for line in lines]
         assert np.mean(one) > 0.9
+
+
+def test_a_curriculum_is_short_first_and_repeats_after_some_epochs():
+    words = speech_commands("quick")
+    lessons = asr.curriculum(words, [(6, (1, 2))] * 3 + [(4, (3, 6))], different=2)
+    assert [len(lesson) for lesson in lessons] == [6, 6, 6, 4]
+    assert lessons[0] is lessons[2]
+    assert lessons[0].texts != lessons[1].texts
+    counts = [[len(text.split()) for text in lesson.texts] for lesson in lessons]
+    assert all(n in (1, 2) for n in counts[0] + counts[1])
+    assert all(3 <= n <= 6 for n in counts[3])
+    known = set(words.train.speakers)
+    assert all(set(s.split("+")) <= known for s in lessons[3].speakers)

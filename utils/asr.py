@@ -663,17 +663,28 @@ def connected_words(
 
 
 def curriculum(
-    words: Words, epochs: Sequence[tuple[int, tuple[int, int]]], labels: float = 1.0
+    words: Words,
+    epochs: Sequence[tuple[int, tuple[int, int]]],
+    labels: float = 1.0,
+    different: int = 8,
 ) -> list[Sentences]:
     """A training set for each epoch: so many sequences of so many words, e.g. `[(1000, (1, 2)), (500, (3, 6))]`.
 
-    Drawn anew for each epoch, from the clips of the share `labels` of the training speakers.
+    From the clips of the share `labels` of the training speakers. Epochs of one kind differ, until the
+    ninth hears the first one's sequences again (`different`): a set that is held twice is held once.
     """
     some = share_of_speakers(words.train, labels)
-    return [
-        speak_sequences(some, words.classes, draw_sequences(some, count, seed, lengths), seed)
-        for seed, (count, lengths) in enumerate(epochs, start=100)
-    ]  # fmt: skip
+    made: dict[tuple, Sentences] = {}
+    lessons, seen = [], Counter()
+    for count, lengths in epochs:
+        seed = 100 + seen[count, lengths] % different
+        seen[count, lengths] += 1
+        key = (count, lengths, seed)
+        if key not in made:
+            drawn = draw_sequences(some, count, seed, lengths)
+            made[key] = speak_sequences(some, words.classes, drawn, seed)
+        lessons.append(made[key])
+    return lessons
 
 
 def share_of_speakers(clips: Clips, share: float, seed: int = 0) -> Clips:

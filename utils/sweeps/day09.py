@@ -57,7 +57,7 @@ class Recipe:
     sequences: tuple[int, int] = (1000, 500)
     seconds: float = 15.0
     lr: float = 1e-3
-    head_lr: float = 1e-3
+    head_lr: float = 1e-2
     batch_size: int = 16
     mask: float = 0.0
 
@@ -85,14 +85,13 @@ RECIPE = {
 
 LONG = {
     "quick": Recipe(short=1, long=2, sequences=(24, 12), batch_size=8),
-    "study": Recipe(short=24, long=56, head_lr=5e-3, mask=0.05),
+    "study": Recipe(short=16, long=24, mask=0.05),
     "full": Recipe(
         short=20,
         long=100,
         sequences=(6000, 3000),
         seconds=120.0,
         batch_size=64,
-        head_lr=5e-3,
         mask=0.05,
     ),
 }
