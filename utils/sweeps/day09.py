@@ -33,9 +33,9 @@ from ..training import History
 from ..weights import training_card
 
 COLUMNS = (
-    *PRETRAIN_COLUMNS, "init", "labels", "speakers", "epochs", "val_loss", "val_wer", "val_cer",
-    "val_blanks", "wer", "cer", "accuracy", "substitutions", "deletions", "insertions", "decoder",
-    "val_curve",
+    *PRETRAIN_COLUMNS, "init", "labels", "head_lr", "mask", "lessons", "speakers", "epochs",
+    "val_loss", "val_wer", "val_cer", "val_blanks", "wer", "cer", "accuracy", "substitutions",
+    "deletions", "insertions", "decoder", "val_curve",
 )  # fmt: skip
 CELLS = tuple(
     (init, labels) for init in ("random", "pretrained") for labels in (1.0, 0.3, 0.1)
@@ -66,6 +66,15 @@ class Recipe:
         """What `asr.curriculum` wants."""
         first, second = self.sequences
         return [(first, (1, 2))] * self.short + [(second, (3, 6))] * self.long
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes two trainings by two recipes two rows."""
+        (first, second), (short, long) = self.sequences, (self.short, self.long)
+        return {
+            "lr": self.lr, "head_lr": self.head_lr, "batch_size": self.batch_size, "mask": self.mask,
+            "lessons": f"{short}x{first} short, {long}x{second} long",
+        }  # fmt: skip
 
     @property
     def settings(self) -> FineTuning:
@@ -105,7 +114,7 @@ def build(profile: str, init: str, seed: int = 0, mask: float = 0.0) -> Recognis
     if profile == "quick":
         source = tiny_config()
     return load_recogniser(
-        source, hidden_dropout=0.0, final_dropout=0.0, mask_time_prob=0.0
+        source, hidden_dropout=0.0, final_dropout=0.0, mask_time_prob=mask
     )
 
 
@@ -153,8 +162,7 @@ def cell(
     recipe = RECIPE[profile]
     chosen = {
         "model": "wav2vec2-small" if profile != "quick" else "wav2vec2-tiny",
-        "task": "connected words", "init": init, "labels": labels, "lr": recipe.lr,
-        "batch_size": recipe.batch_size,
+        "task": "connected words", "init": init, "labels": labels, **recipe.identity,
     }  # fmt: skip
     role = "baseline" if init == "random" else "sweep"  # the headline is LONG's
     run = log.run(role=role, seed=seed, **chosen)
@@ -219,7 +227,7 @@ def train_words(profile: str, path: Path, seed: int = 0) -> History:
     chosen = {
         "model": "wav2vec2-small" if profile != "quick" else "wav2vec2-tiny",
         "task": "connected words, shipped", "init": "pretrained", "labels": 1.0,
-        "lr": recipe.lr, "batch_size": recipe.batch_size,
+        **recipe.identity,
     }  # fmt: skip
     with log.run(role="sweep", seed=seed, **chosen) as run:
         history = fine_tune(
