@@ -43,7 +43,7 @@ from utils.models.wav2vec2 import (
     transcribe,
 )
 from utils.speech import Sentences
-from utils.sweeps import day10
+from utils.sweeps import day09, day10
 
 ROOT = Path(__file__).resolve().parent.parent
 TONES = {"A": 400, "B": 900, "C": 1700, " ": 0}
@@ -635,3 +635,23 @@ def test_the_benchmark_trains_the_same_network_on_both_sides(monkeypatch, capsys
         plain.recogniser.parameters(), kept.recogniser.parameters(), strict=True
     ):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_the_grid_and_the_long_training_leave_rows_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
+    path = tmp_path / "long.safetensors"
+    day09.work("quick", trials=1)
+    day09.train_words("quick", path)
+    table = days.get(9).output("quick") / f"{days.get(9).name}_params.csv"
+    cell, long = read_table(table)
+    assert (cell["role"], cell["init"], long["init"]) == (
+        "baseline", "random", "pretrained",
+    )  # fmt: skip
+    assert cell["run"] != long["run"]
+    assert cell["wer"]
+    assert not long["wer"]  # the notebook tests it
+    for kept in (day09.shipped("quick", "random"), path):
+        assert load_recogniser(kept).vocabulary.symbols == asr.Vocabulary().symbols
+    finished = cell["finished"]
+    day09.work("quick", trials=1)
+    assert read_table(table)[0]["finished"] == finished

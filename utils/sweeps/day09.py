@@ -5,7 +5,7 @@ No search: six trainings by one recipe, that are to be compared. Each takes some
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .. import asr, days, speech
-from ..device import describe_machine, pick_device, seed_everything
+from ..device import pick_device, seed_everything
 from ..features import SAMPLE_RATE
 from ..logger import Run, RunLogger, read_table
 from ..models.wav2vec2 import (
@@ -127,16 +127,61 @@ def train(
     words: Words,
     corpus: Corpus,
     seed: int = 0,
+    recipe: Recipe | None = None,
     **how: Any,
 ) -> tuple[Recogniser, History]:
-    """One cell of the grid; `how` goes to `fine_tune`. Returns the recogniser and its history."""
-    recipe = RECIPE[profile]
-    recogniser = build(profile, init, seed)
+    """One training, by default by the grid's recipe; `how` goes to `fine_tune`. The recogniser and its history."""
+    recipe = recipe or RECIPE[profile]
+    recogniser = build(profile, init, seed, recipe.mask)
     lessons = asr.curriculum(words, recipe.epochs, labels)
     history = fine_tune(
         recogniser, lessons, corpus.validation, recipe.settings, seed=seed, **how
     )
     return recogniser, history
+
+
+def configuration(
+    profile: str, task: str, init: str, labels: float, recipe: Recipe
+) -> dict[str, Any]:
+    """What stands in a training's row before it begins."""
+    return {
+        "model": "wav2vec2-small" if profile != "quick" else "wav2vec2-tiny",
+        "task": task, "init": init, "labels": labels, **recipe.identity,
+    }  # fmt: skip
+
+
+def results(
+    recogniser: Recogniser, history: History, words: Words, labels: float
+) -> dict[str, Any]:
+    """What stands in its row afterwards, the test left out."""
+    end = history.epochs[-1]
+    return {
+        "speakers": len(set(asr.share_of_speakers(words.train, labels).speakers)),
+        "epochs": end["epoch"], "steps": len(history.steps["loss"]), "final_loss": end["train_loss"],
+        "grad_norm": end["grad_norm"], "n_params": sum(p.numel() for p in recogniser.parameters()),
+        "val_curve": " ".join(f"{v:.4f}" for v in history.column("val_wer")),
+        **{k: end[k] for k in ("val_loss", "val_wer", "val_cer", "val_blanks")},
+    }  # fmt: skip
+
+
+def keep(
+    path: Path, log: RunLogger, recogniser: Recogniser, history: History, recipe: Recipe,
+    init: str, seed: int,
+) -> None:  # fmt: skip
+    """Write a recogniser with its card."""
+    card = training_card(
+        log, history, recipe, seed, data=log.dataset,
+        metric={"val_wer": history.epochs[-1]["val_wer"]},
+        what=f"wav2vec 2.0, {init} weights, fine-tuned with CTC on spoken words in a row",
+    )  # fmt: skip
+    save_small(path, recogniser, card)
+
+
+def material(profile: str) -> tuple[Words, Corpus, RunLogger]:
+    """The words, their sequences, and the day's table."""
+    words = speech.speech_commands("quick" if profile == "quick" else "study")
+    corpus = asr.connected_words(profile, words=words)
+    return words, corpus, RunLogger(9, profile, corpus.name, pick_device(), COLUMNS)
 
 
 def test(recogniser: Recogniser, corpus: Corpus, run: Run) -> None:
@@ -162,10 +207,7 @@ def cell(
 ) -> None:  # fmt: skip
     """Train one cell, test it once, leave its row, and of all labels also its weights."""
     recipe = RECIPE[profile]
-    chosen = {
-        "model": "wav2vec2-small" if profile != "quick" else "wav2vec2-tiny",
-        "task": "connected words", "init": init, "labels": labels, **recipe.identity,
-    }  # fmt: skip
+    chosen = configuration(profile, "connected words", init, labels, recipe)
     role = "baseline" if init == "random" else "sweep"  # the headline is LONG's
     run = log.run(role=role, seed=seed, **chosen)
     if any(
@@ -176,31 +218,15 @@ def cell(
         recogniser, history = train(
             profile, init, labels, words, corpus, seed, run=run, bar=False
         )
-        end = history.epochs[-1]
-        run.result(
-            speakers=len(set(asr.share_of_speakers(words.train, labels).speakers)),
-            epochs=end["epoch"], steps=len(history.steps["loss"]), final_loss=end["train_loss"],
-            grad_norm=end["grad_norm"], n_params=sum(p.numel() for p in recogniser.parameters()),
-            val_curve=" ".join(f"{v:.4f}" for v in history.column("val_wer")),
-            **{k: end[k] for k in ("val_loss", "val_wer", "val_cer", "val_blanks")},
-        )  # fmt: skip
+        run.result(**results(recogniser, history, words, labels))
         test(recogniser, corpus, run)
         if labels == 1.0:
-            card = {
-                "what": f"wav2vec 2.0, {init} weights, fine-tuned with CTC on spoken words in a row",
-                "data": corpus.name, "seed": seed, "settings": asdict(recipe),
-                "seconds": round(history.seconds, 1), "machine": describe_machine(log.device),
-                "commit": log.commit, "metric": {"val_wer": end["val_wer"]},
-            }  # fmt: skip
-            save_small(shipped(profile, init), recogniser, card)
+            keep(shipped(profile, init), log, recogniser, history, recipe, init, seed)
 
 
 def work(profile: str, trials: int | None = None) -> None:
     """One worker: trains the cells that nobody has trained or is training; `trials` bounds how many."""
-    device = pick_device()
-    words = speech.speech_commands("quick" if profile == "quick" else "study")
-    corpus = asr.connected_words(profile, words=words)
-    log = RunLogger(9, profile, corpus.name, device, COLUMNS)
+    words, corpus, log = material(profile)
     locks = days.runs(profile, log.day.name, "cells")
     locks.mkdir(parents=True, exist_ok=True)
     run_cell = partial(cell, log, profile, words=words, corpus=corpus)
@@ -220,32 +246,15 @@ def train_words(profile: str, path: Path, seed: int = 0) -> History:
     What `python -m utils pretrain --day 9 --part words` does: hours of a CPU core, to be stopped and resumed.
     The row has the validation alone; the notebook tests the recogniser once.
     """
-    recipe, device = LONG[profile], pick_device()
-    words = speech.speech_commands("quick" if profile == "quick" else "study")
-    corpus = asr.connected_words(profile, words=words)
-    log = RunLogger(9, profile, corpus.name, device, COLUMNS)
-    recogniser = build(profile, "pretrained", seed, recipe.mask)
-    lessons = asr.curriculum(words, recipe.epochs)
-    chosen = {
-        "model": "wav2vec2-small" if profile != "quick" else "wav2vec2-tiny",
-        "task": "connected words, shipped", "init": "pretrained", "labels": 1.0,
-        **recipe.identity,
-    }  # fmt: skip
+    recipe = LONG[profile]
+    words, corpus, log = material(profile)
+    chosen = configuration(
+        profile, "connected words, shipped", "pretrained", 1.0, recipe
+    )
     with log.run(role="sweep", seed=seed, **chosen) as run:
-        history = fine_tune(
-            recogniser, lessons, corpus.validation, recipe.settings, seed=seed, run=run
+        recogniser, history = train(
+            profile, "pretrained", 1.0, words, corpus, seed, recipe, run=run
         )
-        end = history.epochs[-1]
-        run.result(
-            epochs=end["epoch"], steps=len(history.steps["loss"]), final_loss=end["train_loss"],
-            grad_norm=end["grad_norm"], n_params=sum(p.numel() for p in recogniser.parameters()),
-            speakers=len(set(words.train.speakers)),
-            val_curve=" ".join(f"{v:.4f}" for v in history.column("val_wer")),
-            **{k: end[k] for k in ("val_loss", "val_wer", "val_cer", "val_blanks")},
-        )  # fmt: skip
-    card = training_card(
-        log, history, recipe, seed, data=corpus.name, metric={"val_wer": end["val_wer"]},
-        what="wav2vec 2.0, pretrained here, fine-tuned with CTC on spoken words in a row",
-    )  # fmt: skip
-    save_small(path, recogniser, card)
+        run.result(**results(recogniser, history, words, 1.0))
+    keep(path, log, recogniser, history, recipe, "pretrained", seed)
     return history
