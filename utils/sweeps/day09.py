@@ -80,7 +80,7 @@ class Recipe:
     def settings(self) -> FineTuning:
         return FineTuning(
             epochs=self.short + self.long, batch_size=self.batch_size, lr=self.head_lr,
-            encoder_lr=self.lr, frozen=False,
+            encoder_lr=self.lr, frozen=False, mixed=True,
             most=round(self.seconds * SAMPLE_RATE),
         )  # fmt: skip
 
