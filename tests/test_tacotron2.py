@@ -427,7 +427,7 @@ def test_the_score_wants_alignment_early():
 
 def test_a_trial_leaves_a_row_and_its_alignment(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
-    small = {"encoder": [16], "decoder": [16, 24], "r": [3], "guided": [1.0]}
+    small = {"encoder_dim": [16], "decoder_dim": [16, 24], "r": [3], "guided": [1.0]}
     for name, choices in small.items():
         monkeypatch.setitem(day12.SPACE, name, CategoricalDistribution(choices))
     settings = MelSettings(8000, 256, 256, 64, MELS, 20, 4000)
@@ -439,13 +439,13 @@ def test_a_trial_leaves_a_row_and_its_alignment(tmp_path, monkeypatch):
         12, "quick", "toy", torch.device("cpu"), day12.COLUMNS, folder=tmp_path
     )
     trial = FixedTrial(
-        {"encoder": 16, "decoder": 24, "r": 3, "guided": 1.0, "lr": 0.00123456}
+        {"encoder_dim": 16, "decoder_dim": 24, "r": 3, "guided": 1.0, "lr": 0.00123456}
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nothing stops after four steps
         value = day12.objective(log, data, budget)(trial)
     (row,) = read_table(log.path)
-    assert (row["decoder"], row["lr"], row["steps"]) == ("24", "0.001235", "4")
+    assert (row["decoder_dim"], row["lr"], row["steps"]) == ("24", "0.001235", "4")
     assert float(row["grad_norm"]) > 0
     assert float(row["audio_quality"]) > 0
     assert len(row["diagonality_curve"].split()) == 2

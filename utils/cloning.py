@@ -37,10 +37,10 @@ PARTS = ("kathleen", "voices", "vocoder")
 COLUMNS = (
     "model", "task", "text", "speaker", "vocoder", "steps", "batch_size", "lr", "r", "guided", "n_params",
     "final_loss", "val_loss", "val_mel", "diagonality", "free_diagonality", "free_stopped", "grad_norm",
-    "audio_sample", "similarity", "identification", "intelligibility", "mcd", "audio_quality",
+    "audio_sample", "similarity", "identification", "wer", "mcd", "audio_quality",
     "quality_metric", "real_time_factor",
 )  # fmt: skip
-"""Day 11's own columns; `intelligibility` is the word error rate of a recogniser that had no part in it."""
+"""Day 11's own columns; `wer` is the error rate of a recogniser that had no part in it."""
 
 
 @dataclass(frozen=True)

@@ -39,14 +39,14 @@ BUDGET = {
 """Trials, steps of each (the same for all, none is pruned: alignment may come late), steps between validations,
 and the longest sentence (s)."""
 COLUMNS = (
-    "trial", "encoder", "decoder", "r", "guided", "lr", "steps", "steps_to_alignment", "diagonality",
+    "trial", "encoder_dim", "decoder_dim", "r", "guided", "lr", "steps", "steps_to_alignment", "diagonality",
     "free_diagonality", "free_stopped", "final_loss", "val_loss", "val_mel", "grad_norm",
     "audio_quality", "quality_metric", "n_params", "diagonality_curve",
 )  # fmt: skip
 
 SPACE: dict[str, BaseDistribution] = {
-    "encoder": CategoricalDistribution([128, 256]),
-    "decoder": CategoricalDistribution([256, 512]),
+    "encoder_dim": CategoricalDistribution([128, 256]),
+    "decoder_dim": CategoricalDistribution([256, 512]),
     "r": CategoricalDistribution([2, 3, 4, 5]),
     "guided": CategoricalDistribution([0.0, 0.3, 1.0, 3.0]),
     "lr": FloatDistribution(3e-4, 5e-3, log=True),
@@ -106,10 +106,10 @@ def train(
     """One training by these settings; returns the model in its loss, the history, and what was validated."""
     device = data.mel.hann.device
     seed_everything(seed)
-    sizes = {name: settings[name] for name in ("encoder", "decoder", "r")}
     config = TacotronConfig(
-        **sizes, n_mels=data.mel.settings.n_mels, d_vector=data.train.d_vectors.shape[1]
-    )
+        encoder=settings["encoder_dim"], decoder=settings["decoder_dim"], r=settings["r"],
+        n_mels=data.mel.settings.n_mels, d_vector=data.train.d_vectors.shape[1],
+    )  # fmt: skip
     loss = TacotronLoss(Tacotron2(config), guided=settings["guided"]).to(device)
     graph = device.type == "cuda"
     batches = LengthBatches(
