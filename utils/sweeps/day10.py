@@ -110,7 +110,7 @@ def train(
     """One fine-tuning by these settings, the convolutions frozen and their output kept; returns the history."""
     names = set(asdict(FineTuning()))
     chosen = {k: v for k, v in settings.items() if k in names}
-    plan = FineTuning(epochs=epochs, cached=True, mixed=True, **chosen)
+    plan = FineTuning(epochs=epochs, cached=True, **chosen)
     return fine_tune(
         recogniser, corpus.train, corpus.validation, plan, seed=seed, **how
     )
