@@ -119,6 +119,26 @@ def test_the_recogniser_computes_what_the_library_computes():
     assert (ours * batch.label_lengths).sum().item() == pytest.approx(loss.item())
 
 
+def test_under_autocast_only_the_convolutions_leave_float32():
+    recogniser, some = tiny().eval(), spoken("AB", "CAB A")
+    batch = Examples(some, recogniser).batch([0, 1])
+    seen = {}
+    body = recogniser.model.wav2vec2
+    for name, part in (
+        ("conv", body.feature_extractor.conv_layers[0].conv),
+        ("keys", body.encoder.layers[0].attention.k_proj),
+    ):
+        part.register_forward_hook(
+            lambda _, __, out, name=name: seen.update({name: out.dtype})
+        )
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, _ = recogniser(batch.x, batch.lengths)
+    assert seen == {"conv": torch.bfloat16, "keys": torch.float32}
+    assert logits.dtype == torch.float32
+    plain = logits_of(recogniser, some)
+    assert (logits - plain).norm() < 0.05 * plain.norm()
+
+
 def test_padding_and_the_cache_change_nothing():
     recogniser, some = tiny(), spoken("AB", "CAB A")
     together = logits_of(recogniser, some)
