@@ -439,14 +439,11 @@ def test_trainings_share_what_the_convolutions_made():
         fine_tune(shared, kept, kept, replace(SOME, frozen=False), bar=False)
 
 
-def test_day_10_begins_from_one_body_and_a_head_of_each_seed():
-    one, two = (day10.build("quick", torch.device("cpu"), seed) for seed in (0, 1))
-    body = one.model.wav2vec2.state_dict()
-    other = two.model.wav2vec2.state_dict()
-    assert all(torch.equal(body[name], other[name]) for name in body)
-    assert not torch.equal(one.model.lm_head.weight, two.model.lm_head.weight)
-    again = day10.build("quick", torch.device("cpu"), 0)
-    assert torch.equal(weights(again), weights(one))
+def test_day_10_begins_every_training_from_the_same_weights():
+    torch.rand(3)
+    one = day10.build("quick", torch.device("cpu"))
+    torch.rand(5)
+    assert torch.equal(weights(day10.build("quick", torch.device("cpu"))), weights(one))
 
 
 def test_a_training_that_was_stopped_goes_on_as_it_would_have(tmp_path):
