@@ -279,7 +279,7 @@ def missing(capsys):
 def test_checkin_wants_a_new_row_and_never_pushes(copied_day, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(
-        checkin, "_git", lambda *a, real=checkin._git: asked.append(a[0]) or real(*a)
+        checkin, "git", lambda *a, real=checkin.git: asked.append(a[0]) or real(*a)
     )
     assert cli.main(["checkin", "7"]) == 1
     said = capsys.readouterr().out

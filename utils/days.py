@@ -40,6 +40,10 @@ class Day:
             else runs("quick") / self.name
         )
 
+    def table(self, profile: str = "study") -> Path:
+        """The CSV of a profile's runs, whether it is there or not."""
+        return self.output(profile) / f"{self.name}_params.csv"
+
 
 LIBRISPEECH = ("librispeech_dev", "librispeech_test")
 ALL = (

@@ -105,13 +105,9 @@ def day_list(numbers: list[int], language: str) -> str:
     return say(key, language, span(numbers, language))
 
 
-def published(day: days.Day) -> list[tables.Row]:
+def rows_of(day: days.Day) -> list[tables.Row]:
     """All rows of a day's table, of every profile; none where the day or its table is not there."""
-    return (
-        read_table(day.folder / f"{day.name}_params.csv")
-        if day in days.existing()
-        else []
-    )
+    return read_table(day.table()) if day in days.existing() else []
 
 
 def minutes(found: list[tables.Row], device: str, language: str = "en") -> str:
@@ -159,7 +155,7 @@ def overview(language: str = "en") -> str:
             ]
             body.append(line)
             continue
-        found = published(day)
+        found = rows_of(day)
         links = [
             f"[{text}]({day.name}/{day.name}{suffix})"
             for text, suffix in zip(
@@ -179,7 +175,7 @@ def machines(language: str = "en") -> str:
     ran: dict[str, list[int]] = {}
     for day in days.existing():
         for name in dict.fromkeys(
-            r["device"] for r in published(day) if r.get("profile")
+            r["device"] for r in rows_of(day) if r.get("profile")
         ):
             ran.setdefault(name, []).append(day.number)
     shown = []
@@ -196,7 +192,7 @@ def gaps(language: str = "en") -> str:
     """What the tables say was not run, as list items: days, full profiles, devices."""
     here = days.existing()
     missing = [d.number for d in days.ALL if d not in here]
-    rows = {d.number: published(d) for d in here}
+    rows = {d.number: rows_of(d) for d in here}
     part = [
         n
         for n, found in rows.items()

@@ -46,6 +46,21 @@ def run_id(profile: str, dataset: str, seed: int, config: Mapping[str, Any]) -> 
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+def git(*arguments: str) -> str:
+    """What git says in this repository; nothing where it has no answer."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(days.ROOT), *arguments],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=20,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
 def code_commit(folder: Path | None = None, last_change: bool = False) -> str:
     """Short hash of the commit that the code stands at, `-dirty` when code differs from it.
 
@@ -54,26 +69,13 @@ def code_commit(folder: Path | None = None, last_change: bool = False) -> str:
     commits between which only texts changed. Empty where there is no git or no repository.
     """
 
-    def git(*args: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(days.ROOT), *args],
-            capture_output=True,
-            text=True,
-            timeout=20,
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    try:
-        paths = ["utils", *([str(folder / "*.ipynb")] if folder else [])]
-        if last_change:
-            commit = git("log", "-1", "--abbrev=10", "--format=%h", "--", *paths)
-        else:
-            commit = git("rev-parse", "--short=10", "HEAD")
-        return commit + (
-            "-dirty" if commit and git("status", "--porcelain", "--", *paths) else ""
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
+    paths = ["utils", *([str(folder / "*.ipynb")] if folder else [])]
+    if last_change:
+        commit = git("log", "-1", "--abbrev=10", "--format=%h", "--", *paths).strip()
+    else:
+        commit = git("rev-parse", "--short=10", "HEAD").strip()
+    dirty = commit and git("status", "--porcelain", "--", *paths).strip()
+    return f"{commit}-dirty" if dirty else commit
 
 
 def cell(value: Any) -> str:
@@ -218,7 +220,7 @@ class RunLogger:
 
     @property
     def path(self) -> Path:
-        return self.folder / f"{self.day.name}_params.csv"
+        return self.folder / self.day.table().name
 
     @property
     def train_log(self) -> Path:

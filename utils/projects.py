@@ -44,7 +44,7 @@ def lower_is_better(metric: str) -> bool:
 
 def published(day: days.Day) -> list[Row]:
     """All rows that a day published, failed ones left out; none where its table is not there."""
-    rows = read_table(day.folder / f"{day.name}_params.csv")
+    rows = read_table(day.table())
     return [r for r in rows if r.get("role") != "failed"]
 
 
@@ -166,7 +166,7 @@ def derive() -> list[Row]:
 
 def write(folder: Path) -> Path:
     """Write the table into a folder, whole or not at all; returns the file."""
-    path = folder / f"{days.get(15).name}_params.csv"
+    path = folder / days.get(15).table().name
     folder.mkdir(parents=True, exist_ok=True)
     write_table(path, COLUMNS, derive())
     return path
@@ -175,7 +175,7 @@ def write(folder: Path) -> Path:
 def renew(check: bool = False) -> str:
     """Write the published table where it is older than the others; with `check` only look. The word for it."""
     day = days.get(15)
-    path = day.folder / f"{day.name}_params.csv"
+    path = day.table()
     if not day.notebook.exists():
         return "not written, its day is not here"
     if read_table(path) == derive():

@@ -19,14 +19,14 @@ def rows(
     entry = days.get(day)
     found = [
         r
-        for r in read_table(entry.folder / f"{entry.name}_params.csv")
+        for r in read_table(entry.table())
         if r["profile"] == profile
         and (role is None or r["role"] == role)
         and all(r[k] == str(v) for k, v in where.items())
     ]
     if not found:
         raise ValueError(
-            f"{entry.name}_params.csv has no row with role={role}, {profile}, {where}"
+            f"{entry.table().name} has no row with role={role}, {profile}, {where}"
         )
     return found
 

@@ -6,14 +6,13 @@ import csv
 import io
 import re
 import struct
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import nbformat
 
 from .. import days, projects
-from ..logger import read_table
+from ..logger import git, read_table
 
 SECTIONS = (
     "Goal", "Concepts", "What we ran", "Results", "Problems and solutions", "Container", "Links",
@@ -46,24 +45,9 @@ def checkin(number: int) -> int:
     print(f"{'Commit it' if not left else 'When it is there'}:\n")
     print(f"  git add {day.name}")
     print(f'  git commit -m "Add Day {day.number} study files"')
-    print(f"  git push origin {_git('branch', '--show-current').strip() or 'main'}")
+    print(f"  git push origin {git('branch', '--show-current').strip() or 'main'}")
     print("\n(Nothing was committed or pushed: these are yours to type.)")
     return 1 if left else 0
-
-
-def _git(*arguments: str) -> str:
-    """What git says in this repository; nothing where it has no answer."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(days.ROOT), *arguments],
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=20,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
 
 
 def notebook(day: days.Day) -> Iterator[Item]:
@@ -90,7 +74,7 @@ def notebook(day: days.Day) -> Iterator[Item]:
 
 def rows(day: days.Day) -> Iterator[Item]:
     """Is there a table with a headline, and more in it than in the last commit?"""
-    name = f"{day.name}_params.csv"
+    name = day.table().name
     found = read_table(day.folder / name)
     mend = f"make day DAY={day.number} PROFILE=study"
     headline = any(r.get("role") == "headline" for r in found)
@@ -99,7 +83,7 @@ def rows(day: days.Day) -> Iterator[Item]:
         fresh = found == projects.derive()
         yield Item(fresh, "the table agrees with the other days'", "make summary")
         return
-    before = csv.DictReader(io.StringIO(_git("show", f"HEAD:{day.name}/{name}")))
+    before = csv.DictReader(io.StringIO(git("show", f"HEAD:{day.name}/{name}")))
     known = {(r.get("run"), r.get("finished")) for r in before}
     new = [r for r in found if (r.get("run"), r.get("finished")) not in known]
     what = f"{len(new)} new rows since the last commit" if new else "a new row"

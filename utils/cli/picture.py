@@ -27,7 +27,7 @@ def sources() -> list[Path]:
         Path(__file__),
         *(d.folder / f"{d.name}_train_log.csv" for d in logs),
         words.folder / f"{words.name}_test_answers.csv",
-        search.folder / f"{search.name}_params.csv",
+        search.table(),
     ]
 
 

@@ -136,7 +136,7 @@ def execute(day: days.Day, profile: str) -> Outcome:
 
 def headline(day: days.Day, profile: str) -> str:
     """The day's headline metric with its spread over seeds, from the rows of this profile."""
-    rows = read_table(day.output(profile) / f"{day.name}_params.csv")
+    rows = read_table(day.table(profile))
     if rows and "profile" not in rows[0]:  # Day 15: a table of the others
         heads = [r for r in rows if r["role"] == "headline"]
         return f"{len({r['day'] for r in heads})} projects in one table"

@@ -28,7 +28,7 @@ def summary(check: bool = False) -> int:
     """Renew table, blocks and picture, or with `check` only say which differ (1 when any does)."""
     state = projects.renew(check)  # first: the blocks read it
     bad = int(state.startswith("differs"))
-    print(f"{days.get(15).name}_params.csv: {state}{MEND if bad else ''}")
+    print(f"{days.get(15).table().name}: {state}{MEND if bad else ''}")
     for name in texts():
         path = str(days.ROOT / name)
         said = io.StringIO()
