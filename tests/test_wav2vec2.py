@@ -184,6 +184,9 @@ def test_small_weights_saved_and_loaded_again(tmp_path):
     torch.testing.assert_close(
         logits_of(close, some), logits_of(recogniser, some), atol=0.02, rtol=0.02
     )
+    w2v.save_small(tmp_path / "c.safetensors", tiny(mask_time_prob=0.0), {})
+    masked = load_recogniser(tmp_path / "c.safetensors", mask_time_prob=0.3)
+    assert masked.model.wav2vec2.masked_spec_embed.shape == (32,)  # a new one
 
 
 def test_a_pretrained_body_gets_a_new_head(tmp_path):

@@ -236,9 +236,12 @@ def _load_small(
     model = Wav2Vec2ForCTC(config)
     state = {k: v.float() for k, v in load_file(path).items()}
     left = model.load_state_dict(state, strict=False)
-    missing = [k for k in left.missing_keys if not k.startswith("lm_head.")]
-    # heads of pretraining, and the mask's vector, which a network without SpecAugment does not have
-    spare = ("quantizer.", "project_hid.", "project_q.", "wav2vec2.masked_spec_embed")
+    mask = "wav2vec2.masked_spec_embed"  # not in a network without SpecAugment
+    fresh, spare = (
+        ("lm_head.", mask),
+        ("quantizer.", "project_hid.", "project_q.", mask),
+    )
+    missing = [k for k in left.missing_keys if not k.startswith(fresh)]
     unknown = [k for k in left.unexpected_keys if not k.startswith(spare)]
     if missing or unknown:
         raise RuntimeError(
