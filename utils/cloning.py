@@ -73,7 +73,7 @@ class Vocoding:
 
 
 SYNTHESIS = {
-    "quick": Synthesis(steps=20, batch_size=8, longest=4.0, every=10),
+    "quick": Synthesis(steps=12, batch_size=8, longest=4.0, every=6),
     "study": Synthesis(),
     "full": Synthesis(steps=20_000, batch_size=64, every=500),
 }
@@ -119,14 +119,17 @@ def at_16_khz(sentences: Sentences) -> list[Tensor]:
 
 
 def utterances(
-    parts: Sequence[Sentences], mel: SynthesisMel, longest: float
+    parts: Sequence[Sentences], mel: SynthesisMel, longest: float, most: int = 10
 ) -> Utterances:
-    """Sentences of one or several sets as training data, each with the d-vector of its speaker."""
+    """Sentences of one or several sets as training data, each with the d-vector of its speaker.
+
+    That is the mean over up to `most` utterances (see `tts.speaker_vectors`).
+    """
     encoder = pretrained_dvector(mel.hann.device)
     waves = [w for part in parts for w in at_16_khz(part)]
     texts = [text for part in parts for text in part.texts]
     speakers = [name for part in parts for name in part.speakers]
-    voices = tts.speaker_vectors(waves, speakers, encoder.embed).cpu()
+    voices = tts.speaker_vectors(waves, speakers, encoder.embed, most).cpu()
     return tts.prepare(waves, texts, voices, mel, longest, bar=False)
 
 
@@ -176,8 +179,9 @@ def begin(part: str, profile: str, seed: int = 0) -> Begun:
     settings, config, device = SYNTHESIS[profile], SIZES[profile], pick_device()
     name, training, held_out = sets_of(part, profile)
     mel = SynthesisMel(LIBRISPEECH).to(device)
-    data = utterances(training, mel, settings.longest)
-    seen = utterances([held_out], mel, settings.longest)
+    most = 2 if profile == "quick" else 10
+    data = utterances(training, mel, settings.longest, most)
+    seen = utterances([held_out], mel, settings.longest, most)
     seen = seen.batch(range(min(16, len(seen))), config.r)
     seed_everything(seed)
     model, before = Tacotron2(config), ""

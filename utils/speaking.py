@@ -39,7 +39,7 @@ SYSTEMS = ("recording", *(f"{kind}_{v}" for kind in ("copy", "speech") for v in 
 """What a line is heard as: recorded; the recording's mel through a vocoder; the synthesizer's mel through it."""
 
 
-GRIFFIN_LIM = {"quick": 8, "study": 60, "full": 60}
+GRIFFIN_LIM = {"quick": 4, "study": 60, "full": 60}
 """Iterations by profile."""
 
 
