@@ -8,6 +8,7 @@ synthesizer of many voices goes on from the weights of the first.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from .logger import RunLogger
 from .mel import LIBRISPEECH, SynthesisMel
 from .models.keywords import count_parameters
 from .models.speaker import pretrained_dvector
-from .models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss
+from .models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss, TextBatch
 from .models.waveglow import WaveGlow, WaveGlowConfig, WaveGlowLoss
 from .speech import Sentences
 from .training import History
@@ -72,7 +73,7 @@ class Vocoding:
 
 
 SYNTHESIS = {
-    "quick": Synthesis(steps=20, batch_size=8, longest=4.0, every=10),
+    "quick": Synthesis(steps=12, batch_size=8, longest=4.0, every=6),
     "study": Synthesis(),
     "full": Synthesis(steps=20_000, batch_size=64, every=500),
 }
@@ -118,14 +119,17 @@ def at_16_khz(sentences: Sentences) -> list[Tensor]:
 
 
 def utterances(
-    parts: Sequence[Sentences], mel: SynthesisMel, longest: float
+    parts: Sequence[Sentences], mel: SynthesisMel, longest: float, most: int = 10
 ) -> Utterances:
-    """Sentences of one or several sets as training data, each with the d-vector of its speaker."""
+    """Sentences of one or several sets as training data, each with the d-vector of its speaker.
+
+    That is the mean over up to `most` utterances (see `tts.speaker_vectors`).
+    """
     encoder = pretrained_dvector(mel.hann.device)
     waves = [w for part in parts for w in at_16_khz(part)]
     texts = [text for part in parts for text in part.texts]
     speakers = [name for part in parts for name in part.speakers]
-    voices = tts.speaker_vectors(waves, speakers, encoder.embed).cpu()
+    voices = tts.speaker_vectors(waves, speakers, encoder.embed, most).cpu()
     return tts.prepare(waves, texts, voices, mel, longest, bar=False)
 
 
@@ -152,12 +156,32 @@ def train_own(part: str, profile: str, path: Path, seed: int = 0) -> History:
     return train(part, profile, path, seed)
 
 
-def _train_synthesizer(part: str, profile: str, path: Path, seed: int) -> History:
+@dataclass
+class Begun:
+    """A synthesizer before its first step: the model in its loss, its batches, what it is validated on."""
+
+    part: str
+    loss: TacotronLoss
+    batches: LengthBatches
+    held_out: TextBatch
+    data: Utterances
+    name: str
+    before: str
+
+    @property
+    def graph(self) -> bool:
+        """Whether the step is captured (CUDA)."""
+        return self.held_out.text.device.type == "cuda"
+
+
+def begin(part: str, profile: str, seed: int = 0) -> Begun:
+    """Data, weights and batches of a synthesizer's training; `voices` goes on from the weights of `kathleen`."""
     settings, config, device = SYNTHESIS[profile], SIZES[profile], pick_device()
     name, training, held_out = sets_of(part, profile)
     mel = SynthesisMel(LIBRISPEECH).to(device)
-    data = utterances(training, mel, settings.longest)
-    seen = utterances([held_out], mel, settings.longest)
+    most = 2 if profile == "quick" else 10
+    data = utterances(training, mel, settings.longest, most)
+    seen = utterances([held_out], mel, settings.longest, most)
     seen = seen.batch(range(min(16, len(seen))), config.r)
     seed_everything(seed)
     model, before = Tacotron2(config), ""
@@ -170,12 +194,29 @@ def _train_synthesizer(part: str, profile: str, path: Path, seed: int) -> Histor
         load_weights(first, model)
         before = first.stem
     loss = TacotronLoss(model, guided=settings.guided, own=settings.own).to(device)
-    graph = device.type == "cuda"
+    whole = device.type == "cuda" or len(data) < 8 * settings.batch_size
     batches = LengthBatches(
         data, min(settings.batch_size, len(data)), config.r, seed=seed, steps=settings.every,
-        buckets=1 if graph or len(data) < 8 * settings.batch_size else 4,
+        buckets=1 if whole else 4,
     )  # fmt: skip
-    log = RunLogger(11, profile, name, device, COLUMNS)
+    return Begun(part, loss, batches, seen, data, name, before)
+
+
+def check_card(part: str, profile: str, epochs: int = 1, seed: int = 0) -> History:
+    """The first epochs of a synthesizer's training again, nothing written: are they those of its card?"""
+    settings, begun = SYNTHESIS[profile], begin(part, profile, seed)
+    return tts.train(
+        begun.loss, begun.batches, epochs=settings.steps // settings.every, lr=settings.lr,
+        graph=begun.graph, stop=lambda epoch: epoch["epoch"] >= epochs,
+    )  # fmt: skip
+
+
+def _train_synthesizer(part: str, profile: str, path: Path, seed: int) -> History:
+    settings, config = SYNTHESIS[profile], SIZES[profile]
+    begun = begin(part, profile, seed)
+    loss, data = begun.loss, begun.data
+    model = loss.model
+    log = RunLogger(11, profile, begun.name, begun.held_out.text.device, COLUMNS)
     chosen = {k: getattr(settings, k) for k in ("steps", "batch_size", "lr", "guided")}
     with log.run(
         role="headline",
@@ -186,10 +227,12 @@ def _train_synthesizer(part: str, profile: str, path: Path, seed: int) -> Histor
         **chosen,
     ) as run:
         watched = days.runs(profile, log.day.name, "watched", run.id)
-        watch = Watch(seen, run, watched)
+        if not run.checkpoint.exists():  # a new training, not one that goes on
+            shutil.rmtree(watched, ignore_errors=True)
+        watch = Watch(begun.held_out, run, watched)
         history = tts.train(
-            loss, batches, epochs=settings.steps // settings.every, lr=settings.lr, graph=graph,
-            validate=watch, run=run,
+            loss, begun.batches, epochs=settings.steps // settings.every, lr=settings.lr,
+            graph=begun.graph, validate=watch, run=run,
         )  # fmt: skip
         end = history.epochs[-1]
         judged = ("diagonality", "free_diagonality", "free_stopped", "loss", "mel")
@@ -198,9 +241,9 @@ def _train_synthesizer(part: str, profile: str, path: Path, seed: int) -> Histor
         run.result(n_params=count_parameters(model))
     card = training_card(
         log, history, settings, seed, n_params=count_parameters(model),
-        what="synthesizer conditioned on d-vectors", data=name, sentences=len(data),
+        what="synthesizer conditioned on d-vectors", data=begun.name, sentences=len(data),
         hours=round(int(data.mel_lengths.sum()) / LIBRISPEECH.frames_per_second / 3600, 2),
-        begun_from=before or "random weights",
+        begun_from=begun.before or "random weights",
     )  # fmt: skip
     tts.save_network(path, model, **card)
     keep_watched(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import days
 from .crops import Augment, Crops
 from .device import pick_device, seed_everything
 from .features import (
@@ -34,7 +36,7 @@ from .models.speaker import Embedder, SpeakerClassifier, SpeakerNet, aam_softmax
 from .speech import Corpus, Sentences, librispeech, noises, speech_commands
 from .training import History, fit_one_cycle
 from .verification import Calibration, all_pairs, calibrate, cosine_scores, eer
-from .weights import save_weights, training_card
+from .weights import load_weights, save_weights, training_card
 
 SHORTEST = 0.5
 """Seconds: a recording that is shorter says too little of a voice."""
@@ -271,6 +273,22 @@ def train_own(profile: str, path: Path, seed: int = 0) -> History:
     )  # fmt: skip
     save_weights(path, encoder, card, half=True)
     return history
+
+
+def load_own(seed: int = 0, device: torch.device | str = "cpu") -> SpeakerNet:
+    """The encoder of Day 13 that this repository ships, on `device` in evaluation mode: for every profile.
+
+    Raises FileNotFoundError with the command that makes it.
+    """
+    path = days.get(13).folder / "checkpoints" / f"speaker_net_{seed}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Day 13's {path.name} is not here: python -m utils pretrain --day 13 --seed {seed}"
+        )
+    card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    encoder = SpeakerNet(card["settings"]["channels"])
+    load_weights(path, encoder)
+    return encoder.to(device).eval()
 
 
 # --- one's own recordings -----------------------------------------------------------------------------

@@ -83,7 +83,8 @@ def show_spread(column: str, s: Spread) -> str:
 def headline(day: int, profile: str = "study") -> str:
     """The day's headline metric with its spread, e.g. `99.51 ± 0.03 % (n=3)`."""
     entry = days.get(day)
-    values = [float(r[entry.metric]) for r in rows(day, "headline", profile)]
+    found = rows(day, "headline", profile)  # a training alone may have no such metric
+    values = [float(r[entry.metric]) for r in found if r[entry.metric]]
     return show_spread(entry.metric, spread(values))
 
 
@@ -112,6 +113,7 @@ QUESTIONS = {
     8: "Did the search find anything beyond luck?",
     9: "How does sound become text, and what is speech without transcripts worth?",
     10: "Which settings lower the word error rate, and which errors remain?",
+    11: "Which three networks make a voice, and whose voice is it then?",
     13: "Who speaks, and how sure may one be?",
     14: "How does speech come out of noise, and does that help to know who speaks?",
     15: "What did fourteen projects teach, and what did it cost?",

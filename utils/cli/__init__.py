@@ -77,6 +77,12 @@ def parser() -> argparse.ArgumentParser:
     )
     pretrain.add_argument("--output", default="", help="another .safetensors file")
 
+    speak = commands.add_parser(
+        "speak", help="Day 11's audio files, from text and the shipped weights"
+    )
+    speak.add_argument("--day", type=int, default=11, metavar="N")
+    speak.add_argument("--profile", choices=days.PROFILES, default="study")
+
     container = commands.add_parser(
         "container", help="build the image, with the engine that is here"
     )
@@ -130,6 +136,10 @@ def main(argv: list[str] | None = None) -> int:
             return pretrain(
                 args.day, args.profile, args.seed, args.steps, args.output, args.part
             )
+        if args.command == "speak":
+            from .speak import speak
+
+            return speak(args.day, args.profile)
         if args.command == "container":
             from .container import container
 
