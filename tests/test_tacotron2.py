@@ -455,5 +455,31 @@ def test_a_trial_leaves_a_row_and_its_alignment(tmp_path, monkeypatch):
             4, float(row["diagonality"]),
         ), abs=1e-5,
     )  # fmt: skip
-    with np.load(tmp_path / "alignments" / f"{row['run']}.npz") as kept:
+    assert float(row["val_score"]) == pytest.approx(value, abs=1e-5)
+    for name in ("free_curve", "mel_curve"):
+        assert len(row[name].split()) == 2
+    with np.load(day12.alignment_path(log, row["run"])) as kept:
         assert kept["alignment"].shape[1] == int(every.text_lengths[0])
+        assert kept["free_mel"].shape[0] == MELS
+        assert len(kept["free_stop"]) == len(kept["free_alignment"])
+
+
+def test_a_training_that_is_stopped_is_the_beginning_of_the_whole_one():
+    """The check of the notebook: the first validations of a trial, by its own schedule, and narrower sizes."""
+    settings = MelSettings(8000, 256, 256, 64, MELS, 20, 4000)
+    every = sentences(8)
+    noise = [0.1 * torch.randn(1600)] * 2
+    data = day12.Material("toy", every, every, noise, SynthesisMel(settings))
+    chosen = {"encoder_dim": 64, "decoder_dim": 64, "r": 3, "guided": 1.0, "lr": 1e-3}
+    budget = {"steps": 6, "every": 2, "batch_size": 4, "shrink": 4}
+    loss, whole, watch = day12.train(data, chosen, budget)
+    config = loss.model.config
+    assert (config.encoder, config.decoder, config.prenet) == (16, 16, 64)
+    _, first, _ = day12.train(data, chosen, budget, stop=lambda e: e["epoch"] == 2)
+    found, wanted = (day12.results(h, 2) for h in (first, whole))
+    assert found["steps"] == 4
+    for name in ("diagonality_curve", "mel_curve"):
+        assert found[name].split() == wanted[name].split()[:2]
+    seen = day12.last_seen(watch, loss)
+    watch.seen.clear()  # as after a finished training that was loaded
+    assert np.array_equal(seen.free_mel, day12.last_seen(watch, loss).free_mel)

@@ -112,6 +112,7 @@ QUESTIONS = {
     8: "Did the search find anything beyond luck?",
     9: "How does sound become text, and what is speech without transcripts worth?",
     10: "Which settings lower the word error rate, and which errors remain?",
+    12: "Which knob makes attention align, and does the loss tell?",
     13: "Who speaks, and how sure may one be?",
     14: "How does speech come out of noise, and does that help to know who speaks?",
     15: "What did fourteen projects teach, and what did it cost?",
