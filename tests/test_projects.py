@@ -78,6 +78,16 @@ def test_headlines_have_mean_spread_and_configuration(tmp_path, monkeypatch):
     assert projects.missing() == [d.number for d in days.ALL if d.number not in (8, 15)]
 
 
+def test_a_quality_whose_rows_say_lower_is_better_is_read_so():
+    said = {"quality_metric": "MCD (dB) on test, lower is better"}
+    rows = [row(audio_quality=9, **said), row(audio_quality=12, **said)]
+    assert projects.best(rows, "audio_quality")["audio_quality"] == 9
+    plain = [row(audio_quality=9, quality_metric="DNSMOS"), row(audio_quality=12)]
+    assert projects.best(plain, "audio_quality")["audio_quality"] == 12
+    trials = [row("sweep", val_score=s, val_loss=2) for s in (0.2, 0.6)]
+    assert projects.selection(trials, "audio_quality") == "val_score"
+
+
 def test_errors_are_best_when_low_and_full_stands_beside_study(tmp_path, monkeypatch):
     monkeypatch.setattr(days, "ROOT", tmp_path)
     rows = [row(profile=p, wer=w) for p, w in (("study", 0.3), ("full", 0.2))]

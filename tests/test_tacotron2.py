@@ -11,8 +11,10 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FixedTrial
 
 from utils import tts
+from utils.features import resample
 from utils.logger import RunLogger, read_table
-from utils.mel import SILENCE, MelSettings, SynthesisMel
+from utils.mel import KATHLEEN, SILENCE, MelSettings, SynthesisMel
+from utils.models.speaker import pretrained_dvector
 from utils.models.tacotron2 import (
     FRAMES_EXTRA,
     FRAMES_PER_LETTER,
@@ -27,6 +29,8 @@ from utils.models.tacotron2 import (
     speech_steps,
     steps_to_alignment,
 )
+from utils.pack import to_int16
+from utils.speech import Sentences
 from utils.sweeps import day12
 from utils.text import SYMBOLS, encode_batch
 from utils.training import Diverged
@@ -455,5 +459,45 @@ def test_a_trial_leaves_a_row_and_its_alignment(tmp_path, monkeypatch):
             4, float(row["diagonality"]),
         ), abs=1e-5,
     )  # fmt: skip
-    with np.load(tmp_path / "alignments" / f"{row['run']}.npz") as kept:
+    assert float(row["val_score"]) == pytest.approx(value, abs=1e-5)
+    for name in ("free_curve", "mel_curve"):
+        assert len(row[name].split()) == 2
+    with np.load(day12.alignment_path(log, row["run"])) as kept:
         assert kept["alignment"].shape[1] == int(every.text_lengths[0])
+        assert kept["free_mel"].shape[0] == MELS
+        assert len(kept["free_stop"]) == len(kept["free_alignment"])
+
+
+def test_held_out_sentences_keep_their_rate_and_their_d_vector_is_of_16_khz():
+    rate = KATHLEEN.sample_rate
+    t = torch.arange(rate) / rate
+    tones = [0.1 * torch.sin(2 * torch.pi * f * t) for f in (200, 300)]
+    waves = [to_int16(w) for w in tones]
+    spoken = Sentences.of(waves, ["One.", "Two."], ["a", "b"], rate=rate)
+    part, recordings = day12.held_out(spoken, SynthesisMel(KATHLEEN), 4.0, most=1)
+    assert part.numbers == [0, 1]
+    assert part.mel_lengths.tolist() == [1 + len(tones[0]) // KATHLEEN.hop] * 2
+    assert [len(w) for w in recordings] == [rate]
+    low = [resample(spoken.sound(i), rate) for i in range(2)]
+    torch.testing.assert_close(part.d_vectors, pretrained_dvector().embed(low))
+
+
+def test_a_training_that_is_stopped_is_the_beginning_of_the_whole_one():
+    """The check of the notebook: the first validations of a trial, by its own schedule, and narrower sizes."""
+    settings = MelSettings(8000, 256, 256, 64, MELS, 20, 4000)
+    every = sentences(8)
+    noise = [0.1 * torch.randn(1600)] * 2
+    data = day12.Material("toy", every, every, noise, SynthesisMel(settings))
+    chosen = {"encoder_dim": 64, "decoder_dim": 64, "r": 3, "guided": 1.0, "lr": 1e-3}
+    budget = {"steps": 6, "every": 2, "batch_size": 4, "shrink": 4}
+    loss, whole, watch = day12.train(data, chosen, budget)
+    config = loss.model.config
+    assert (config.encoder, config.decoder, config.prenet) == (16, 16, 64)
+    _, first, _ = day12.train(data, chosen, budget, stop=lambda e: e["epoch"] == 2)
+    found, wanted = (day12.results(h, 2) for h in (first, whole))
+    assert found["steps"] == 4
+    for name in ("diagonality_curve", "mel_curve"):
+        assert found[name].split() == wanted[name].split()[:2]
+    seen = day12.last_seen(watch, loss)
+    watch.seen.clear()  # as after a finished training that was loaded
+    assert np.array_equal(seen.free_mel, day12.last_seen(watch, loss).free_mel)

@@ -335,3 +335,44 @@ def test_the_benchmark_measures_both_on_the_same_sentences(monkeypatch):
     assert (
         stock.decoder.attention_rnn.hidden_size == stock.embedding.embedding_dim == 16
     )
+
+
+def test_the_benchmark_gives_every_vocoder_its_real_time_factor(monkeypatch, capsys):
+    from utils.bench import tts as bench
+
+    monkeypatch.setattr(bench, "WAVES", 2)
+    monkeypatch.setattr(bench, "SECONDS", 0.2)
+    samples = []
+
+    def once(make, sample_rate, device, repeats=3):
+        waves = make()
+        samples.append([len(w) for w in waves])
+        return 0.5 if len(samples) < 3 else 2.0
+
+    monkeypatch.setattr(bench, "real_time_factor", once)
+    librosa = pytest.importorskip("librosa")
+    monkeypatch.setattr(  # its search for a spectrum takes half a minute
+        librosa.feature.inverse, "mel_to_audio",
+        lambda m, hop_length, **how: np.zeros((m.shape[-1] - 1) * hop_length, np.float32),
+    )  # fmt: skip
+    sizes = {"tiny": WaveGlowConfig(flows=2, layers=2, channels=8, condition=8)}
+    found = bench.vocoders(torch.device("cpu"), iterations=1, sizes=sizes)
+    said = capsys.readouterr().out
+    assert "Griffin-Lim of 1 iterations: 0.5000" in said
+    assert "(tiny): 0.5000" in said
+    assert samples == [samples[0]] * 3  # as much sound from each
+    assert found[0].ratio == 4
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    assert bench.vocoders(torch.device("cpu"), iterations=1, sizes={}) == []
+    assert "librosa is not installed" in capsys.readouterr().out
+
+
+def test_the_benchmark_of_this_task_measures_the_d_vectors_too(monkeypatch):
+    from utils.bench import speaker
+    from utils.bench import tts as bench
+
+    for name in ("training", "speaking"):
+        monkeypatch.setattr(bench, name, lambda device, config, name=name: name)
+    monkeypatch.setattr(bench, "vocoders", lambda device, sizes: sorted(sizes))
+    monkeypatch.setattr(speaker, "embeddings", lambda: ["d-vectors"])
+    assert bench.run() == ["training", "speaking", "full", "study", "d-vectors"]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import days, speech, tts
 from .device import pick_device, seed_everything
-from .features import SAMPLE_RATE, resample
+from .features import SAMPLE_RATE, as_float, resample
 from .logger import RunLogger
 from .mel import LIBRISPEECH, SynthesisMel
 from .models.keywords import count_parameters
@@ -108,14 +108,14 @@ def weights_path(part: str, profile: str = "study") -> Path:
 # --- material -----------------------------------------------------------------------------------------
 
 
-def at_16_khz(sentences: Sentences) -> list[Tensor]:
-    """The utterances as int16 or float waves `(time,)` at 16 kHz."""
-    if sentences.rate == SAMPLE_RATE:
+def waves_at(sentences: Sentences, rate: int = SAMPLE_RATE) -> list[Tensor]:
+    """The utterances as int16 or float waves `(time,)` at `rate` Hz."""
+    if sentences.rate == rate:
         return [
             torch.from_numpy(np.array(sentences.wave(i))) for i in range(len(sentences))
         ]
     sounds = (sentences.sound(i) for i in range(len(sentences)))
-    return [resample(x, sentences.rate, SAMPLE_RATE).clamp(-1, 1) for x in sounds]
+    return [resample(x, sentences.rate, rate).clamp(-1, 1) for x in sounds]
 
 
 def utterances(
@@ -123,13 +123,18 @@ def utterances(
 ) -> Utterances:
     """Sentences of one or several sets as training data, each with the d-vector of its speaker.
 
-    That is the mean over up to `most` utterances (see `tts.speaker_vectors`).
+    The mels are those of `mel`, at its rate; the d-vectors are computed at 16 kHz, each the mean over up to
+    `most` utterances (see `tts.speaker_vectors`).
     """
-    encoder = pretrained_dvector(mel.hann.device)
-    waves = [w for part in parts for w in at_16_khz(part)]
+    rate, encoder = mel.settings.sample_rate, pretrained_dvector(mel.hann.device)
+    waves = [w for part in parts for w in waves_at(part, rate)]
     texts = [text for part in parts for text in part.texts]
     speakers = [name for part in parts for name in part.speakers]
-    voices = tts.speaker_vectors(waves, speakers, encoder.embed, most).cpu()
+
+    def embed(some: list[Tensor]) -> Tensor:
+        return encoder.embed([resample(as_float(w), rate, SAMPLE_RATE) for w in some])
+
+    voices = tts.speaker_vectors(waves, speakers, embed, most).cpu()
     return tts.prepare(waves, texts, voices, mel, longest, bar=False)
 
 
@@ -268,9 +273,9 @@ def _train_vocoder(part: str, profile: str, path: Path, seed: int) -> History:
     name, training, held_out = sets_of(part, profile)
     mel = SynthesisMel(LIBRISPEECH).to(device)
     sizes = {"batch_size": settings.batch_size, "frames": settings.frames, "seed": seed}
-    sounds = [w for s in training for w in at_16_khz(s)]
+    sounds = [w for s in training for w in waves_at(s)]
     batches = Segments(sounds, mel, steps=settings.every, **sizes)
-    seen = Segments(at_16_khz(held_out), mel, **(sizes | {"seed": 1}), steps=8)
+    seen = Segments(waves_at(held_out), mel, **(sizes | {"seed": 1}), steps=8)
     seed_everything(seed)
     loss = WaveGlowLoss(WaveGlow(config)).to(device)
 

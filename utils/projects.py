@@ -32,13 +32,16 @@ METRICS = (
 )  # fmt: skip
 """Columns that say how it went, and are worth a row besides the headline."""
 CHOSEN_BY = (
-    "val_wer", "val_eer", "val_si_sdr", "val_stoi", "val_accuracy", "val_mel", "val_loss",
+    "val_score", "val_wer", "val_eer", "val_si_sdr", "val_stoi", "val_accuracy", "val_mel",
+    "val_loss",
 )  # fmt: skip
 """What a search goes by, where not by `val_` and the day's metric."""
 
 
-def lower_is_better(metric: str) -> bool:
-    """Of losses, error rates and costs; of all else more is better."""
+def lower_is_better(metric: str, rows: Sequence[Row] = ()) -> bool:
+    """Of losses, error rates and costs, and of an `audio_quality` whose rows say so; else more is better."""
+    if metric == "audio_quality":
+        return any("lower is better" in r.get("quality_metric", "") for r in rows)
     return metric.endswith(("loss", "wer", "cer", "eer", "dcf", "mel"))
 
 
@@ -90,7 +93,7 @@ def selection(rows: Sequence[Row], metric: str) -> str:
 def best(rows: Sequence[Row], metric: str) -> Row:
     """The row with the best value of a metric."""
     found = [r for r in rows if _number(r.get(metric)) is not None]
-    sign = -1 if lower_is_better(metric) else 1
+    sign = -1 if lower_is_better(metric, found) else 1
     return max(found, key=lambda r: sign * float(r[metric]))
 
 

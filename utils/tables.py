@@ -114,6 +114,7 @@ QUESTIONS = {
     9: "How does sound become text, and what is speech without transcripts worth?",
     10: "Which settings lower the word error rate, and which errors remain?",
     11: "Which three networks make a voice, and whose voice is it then?",
+    12: "Which knob makes attention align, and does the loss tell?",
     13: "Who speaks, and how sure may one be?",
     14: "How does speech come out of noise, and does that help to know who speaks?",
     15: "What did fourteen projects teach, and what did it cost?",

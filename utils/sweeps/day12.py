@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +18,8 @@ from optuna.distributions import (
 from optuna.trial import Trial
 from torch import Tensor
 
-from .. import days, tts, tuning
+from .. import cloning, days, tts, tuning
 from ..device import pick_device, seed_everything
-from ..features import SAMPLE_RATE, as_float, resample
 from ..logger import Run, RunLogger
 from ..mel import MelSettings, SynthesisMel, trim_silence
 from ..models.keywords import count_parameters
@@ -27,22 +29,27 @@ from ..models.tacotron2 import (
     TacotronLoss,
     steps_to_alignment,
 )
+from ..speech import Sentences
 from ..training import History
 from ..tts import LengthBatches, Utterances, Watch
 from ..voice import mel_cepstral_distortion
 
 BUDGET = {
-    "quick": {"trials": 2, "steps": 20, "every": 10, "batch_size": 8, "longest": 4.0},
-    "study": {"trials": 12, "steps": 800, "every": 50, "batch_size": 16, "longest": 4.0},
-    "full": {"trials": 32, "steps": 2000, "every": 50, "batch_size": 48, "longest": 6.0},
+    "quick": {"trials": 2, "steps": 10, "every": 5, "batch_size": 4, "longest": 3.2, "shrink": 8},
+    "study": {"trials": 12, "steps": 800, "every": 50, "batch_size": 16, "longest": 4.0, "shrink": 1},
+    "full": {"trials": 32, "steps": 2000, "every": 50, "batch_size": 48, "longest": 6.0, "shrink": 1},
 }  # fmt: skip
 """Trials, steps of each (the same for all, none is pruned: alignment may come late), steps between validations,
-and the longest sentence (s)."""
+the longest sentence (s), and by how much all sizes are divided (a rehearsal aligns nothing)."""
 COLUMNS = (
-    "trial", "encoder_dim", "decoder_dim", "r", "guided", "lr", "steps", "steps_to_alignment", "diagonality",
-    "free_diagonality", "free_stopped", "final_loss", "val_loss", "val_mel", "grad_norm",
-    "audio_quality", "quality_metric", "n_params", "diagonality_curve",
+    "system", "trial", "encoder_dim", "decoder_dim", "r", "guided", "lr", "steps", "steps_to_alignment",
+    "diagonality", "free_diagonality", "free_stopped", "free_length", "final_loss", "val_loss",
+    "val_mel", "val_score", "grad_norm", "audio_quality", "quality_metric", "audio_sample",
+    "n_params", "diagonality_curve", "free_curve", "mel_curve",
 )  # fmt: skip
+"""The curves are those of all validations as text: forced and free diagonality, and the mel part of the loss."""
+QUALITY = "MCD (dB) on {}, lower is better"
+"""What `audio_quality` is; trials are judged on validation sentences, the chosen one on test sentences."""
 
 SPACE: dict[str, BaseDistribution] = {
     "encoder_dim": CategoricalDistribution([128, 256]),
@@ -76,40 +83,52 @@ def suggest(trial: Trial) -> dict:
     return drawn | {"lr": float(f"{drawn['lr']:.4g}")}
 
 
+def held_out(
+    sentences: Sentences, mel: SynthesisMel, longest: float, most: int = 16
+) -> tuple[Utterances, list[Tensor]]:
+    """Sentences to judge by, and the recordings `(time,)` of the first `most` of them, trimmed."""
+    part = cloning.utterances([sentences], mel, longest)
+    rate = mel.settings.sample_rate
+    return part, [trim_silence(sentences.sound(i), rate) for i in part.numbers[:most]]
+
+
 def material(profile: str, device: torch.device, validation: int = 16) -> Material:
     """Kathleen's sentences (in quick the bundled ones) with her d-vector, as mels on the device."""
-    from ..models.speaker import pretrained_dvector
     from ..speech import kathleen
 
     corpus, longest = kathleen(profile), BUDGET[profile]["longest"]
-    rate = corpus.train.rate
-    mel = SynthesisMel(MelSettings(rate)).to(device)
-    encoder = pretrained_dvector(device)
+    mel = SynthesisMel(MelSettings(corpus.train.rate)).to(device)
+    spoken = cloning.utterances([corpus.train], mel, longest)
+    judged = held_out(corpus.validation, mel, longest, validation)
+    return Material(corpus.name, spoken, *judged, mel)
 
-    def embed(waves: list[Tensor]) -> Tensor:
-        return encoder.embed([resample(as_float(w), rate, SAMPLE_RATE) for w in waves])
 
-    parts = []
-    for part in (corpus.train, corpus.validation):
-        waves = [part.wave(i) for i in range(len(part))]
-        voices = tts.speaker_vectors(waves, part.speakers, embed).cpu()
-        parts.append(tts.prepare(waves, part.texts, voices, mel, longest, bar=False))
-    train, held_out = parts
-    kept = held_out.numbers[:validation]
-    sounds = [trim_silence(corpus.validation.sound(i), rate) for i in kept]
-    return Material(corpus.name, train, held_out, sounds, mel)
+def sizes(data: Material, settings: dict, shrink: int = 1) -> TacotronConfig:
+    """The network of these settings, every width divided by `shrink`."""
+    c = TacotronConfig()
+    return TacotronConfig(
+        encoder=settings["encoder_dim"] // shrink, decoder=settings["decoder_dim"] // shrink,
+        r=settings["r"], attention=c.attention // shrink, prenet=c.prenet // shrink,
+        postnet=c.postnet // shrink, speaker=c.speaker // shrink,
+        n_mels=data.mel.settings.n_mels, d_vector=data.train.d_vectors.shape[1],
+    )  # fmt: skip
 
 
 def train(
-    data: Material, settings: dict, budget: dict, seed: int = 0, run: Run | None = None
+    data: Material,
+    settings: dict,
+    budget: dict,
+    seed: int = 0,
+    run: Run | None = None,
+    stop: Callable[[dict], bool] | None = None,
 ) -> tuple[TacotronLoss, History, Watch]:
-    """One training by these settings; returns the model in its loss, the history, and what was validated."""
+    """One training by these settings; returns the model in its loss, the history, and what was validated.
+
+    `stop(numbers)` is asked after each validation, True ends the training; its schedule stays that of `budget`.
+    """
     device = data.mel.hann.device
     seed_everything(seed)
-    config = TacotronConfig(
-        encoder=settings["encoder_dim"], decoder=settings["decoder_dim"], r=settings["r"],
-        n_mels=data.mel.settings.n_mels, d_vector=data.train.d_vectors.shape[1],
-    )  # fmt: skip
+    config = sizes(data, settings, budget.get("shrink", 1))
     loss = TacotronLoss(Tacotron2(config), guided=settings["guided"]).to(device)
     graph = device.type == "cuda"
     batches = LengthBatches(
@@ -121,7 +140,7 @@ def train(
     watch = Watch(held_out, run)
     history = tts.train(
         loss, batches, epochs=budget["steps"] // budget["every"], lr=settings["lr"], graph=graph,
-        validate=watch, run=run, bar=False,
+        validate=watch, run=run, stop=stop, bar=False,
     )  # fmt: skip
     return loss, history, watch
 
@@ -129,7 +148,8 @@ def train(
 def distortion(data: Material, loss: TacotronLoss, sentences: int = 4) -> float:
     """Mean mel-cepstral distortion (dB) of what the model says by itself, by Griffin-Lim, from the recordings."""
     batch = data.held_out.batch(range(min(sentences, len(data.recordings))), 1)
-    with tts.repeatable(batch.text.device):
+    with tts.repeatable(batch.text.device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `free_stopped` says it
         speech = loss.model.eval().generate(*batch[:3])
     settings = data.mel.settings
     waves = tts.to_waves(speech, data.mel.griffin_lim, settings.hop)
@@ -144,6 +164,26 @@ def score(aligned: int | None, steps: int, diagonality: float) -> float:
     return (0.0 if aligned is None else 1 - aligned / steps) + 0.1 * diagonality
 
 
+def results(history: History, every: int) -> dict[str, Any]:
+    """What a row says of a training whose epochs have `every` steps: the last validation, and all curves."""
+    last, curve = history.epochs[-1], history.column("val_diagonality")
+    at = [(i + 1) * every for i in range(len(curve))]
+    aligned = steps_to_alignment(at, curve)
+    names = ("diagonality", "free_diagonality", "free_stopped", "free_length")
+    curves = {
+        "diagonality_curve": curve,
+        "free_curve": history.column("val_free_diagonality"),
+        "mel_curve": history.column("val_mel"),
+    }
+    return {
+        "steps": at[-1], "steps_to_alignment": aligned, "final_loss": last["train_loss"],
+        "val_score": score(aligned, at[-1], curve[-1]),
+        **{name: last[f"val_{name}"] for name in names},
+        **{name: last[name] for name in ("grad_norm", "val_loss", "val_mel")},
+        **{name: " ".join(f"{v:.3f}" for v in values) for name, values in curves.items()},
+    }  # fmt: skip
+
+
 def objective(log: RunLogger, data: Material, budget: dict) -> Callable[[Trial], float]:
     """A function of a trial: trains, leaves a row and its last alignment, and returns its score."""
 
@@ -151,35 +191,34 @@ def objective(log: RunLogger, data: Material, budget: dict) -> Callable[[Trial],
         settings = suggest(trial)
         with log.run(role="sweep", trial=trial.number, **settings) as run:
             loss, history, watch = train(data, settings, budget, run=run)
-            last, curve = history.epochs[-1], history.column("val_diagonality")
-            steps = [(i + 1) * budget["every"] for i in range(len(curve))]
-            aligned = steps_to_alignment(steps, curve)
+            found = results(history, budget["every"])
             run.result(
-                steps=steps[-1], steps_to_alignment=aligned, final_loss=last["train_loss"],
-                grad_norm=last["grad_norm"], val_loss=last["val_loss"], val_mel=last["val_mel"],
-                diagonality=last["val_diagonality"],
-                free_diagonality=last["val_free_diagonality"],
-                free_stopped=last["val_free_stopped"], n_params=count_parameters(loss),
-                audio_quality=distortion(data, loss), quality_metric="MCD (dB), lower is better",
-                diagonality_curve=" ".join(f"{v:.3f}" for v in curve),
+                **found, n_params=count_parameters(loss), audio_quality=distortion(data, loss),
+                quality_metric=QUALITY.format("validation"),
             )  # fmt: skip
-            if watch.seen:  # nothing was trained anew where a finished run was loaded
-                keep_alignment(log, run, watch)
-        return score(aligned, steps[-1], curve[-1])
+            keep_alignment(log, run, last_seen(watch, loss))
+        return found["val_score"]
 
     return run_trial
 
 
-def keep_alignment(log: RunLogger, run: Run, watch: Watch) -> None:
-    """The last alignments, forced and free, beside the table, for the grid of pictures."""
-    path = log.folder / "alignments" / f"{run.id}.npz"
+def last_seen(watch: Watch, loss: TacotronLoss) -> tts.Validation:
+    """The last validation; of a finished training that was loaded, which validated nothing, made anew."""
+    return watch.seen[-1] if watch.seen else tts.validate(loss, watch.batch)
+
+
+def alignment_path(log: RunLogger, run_id: str) -> Path:
+    """Where a run's last alignments are kept, beside the table."""
+    return log.folder / "alignments" / f"{run_id}.npz"
+
+
+def keep_alignment(log: RunLogger, run: Run, seen: tts.Validation) -> None:
+    """The last alignments, forced and free, for the grid of pictures; stop curve and mel of the free speech."""
+    path = alignment_path(log, run.id)
     path.parent.mkdir(parents=True, exist_ok=True)
-    last = watch.seen[-1]
-    np.savez_compressed(
-        path,
-        alignment=last.alignment.astype(np.float16),
-        free_alignment=last.free_alignment.astype(np.float16),
-    )
+    names = ("alignment", "free_alignment", "free_stop", "free_mel")
+    arrays = {name: getattr(seen, name).astype(np.float16) for name in names}
+    np.savez_compressed(path, **arrays)
 
 
 def study_path(profile: str):
