@@ -74,9 +74,9 @@ def suggest(trial: Trial) -> dict[str, Any]:
 def build(profile: str, device: torch.device) -> Recogniser:
     """What is tuned: the recogniser that Day 9's short training from pretrained weights left.
 
-    From a new head and so few sequences a trial would spend its epochs at nothing but blanks. It was trained without dropout and masks; now that it reads,
-    both are on, since Day 9's long training fell far lower in training than in validation. In quick a tiny
-    random network stands for it.
+    From a new head and so few sequences a trial would spend its epochs at nothing but blanks. It was trained
+    without dropout and masks; now that it reads, both are on, since Day 9's long training fell far lower in
+    training than in validation. In quick a tiny random network stands for it.
     """
     seed_everything(0)
     source = tiny_config() if profile == "quick" else shipped("study")
