@@ -122,7 +122,7 @@ class Recogniser(nn.Module):
     training. Group norm (wav2vec2-base) was trained without an attention mask and is given none; there,
     padding changes a result a little. Under autocast only the convolutions leave float32: in the
     transformer bfloat16 loses the gradient (our pretrained weights with a new head: cosine to float32's
-    -0.04 in the keys of its first layer, 0.35 in the projection below it, and no letter after 900 steps).
+    -0.04 in the keys of its first layer, 0.35 in the projection below it; WER 1.5 after 944 steps for 0.62).
     Raises ValueError when network and vocabulary do not fit.
     """
 
