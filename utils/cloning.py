@@ -48,8 +48,9 @@ COLUMNS = (
 class Synthesis:
     """How a synthesizer is trained: `steps` batches by one cycle up to `lr`, validated each `every` steps.
 
-    `longest` (s) leaves longer sentences out; `guided` weighs the guided-attention loss; `own` is the share
-    of steps that hear the network's own frames (see `TacotronLoss`).
+    `longest` (s) leaves longer sentences out; a voice is the mean d-vector of up to `most` utterances; `guided`
+    weighs the guided-attention loss; `own` is the share of steps that hear the network's own frames (see
+    `TacotronLoss`).
     """
 
     steps: int = 6000
@@ -58,6 +59,7 @@ class Synthesis:
     guided: float = 1.0
     own: float = 0.0
     longest: float = 6.0
+    most: int = 10
     every: int = 250
 
 
@@ -73,7 +75,7 @@ class Vocoding:
 
 
 SYNTHESIS = {
-    "quick": Synthesis(steps=12, batch_size=8, longest=4.0, every=6),
+    "quick": Synthesis(steps=12, batch_size=8, longest=4.0, most=2, every=6),
     "study": Synthesis(),
     "full": Synthesis(steps=20_000, batch_size=64, every=500),
 }
@@ -165,7 +167,6 @@ def train_own(part: str, profile: str, path: Path, seed: int = 0) -> History:
 class Begun:
     """A synthesizer before its first step: the model in its loss, its batches, what it is validated on."""
 
-    part: str
     loss: TacotronLoss
     batches: LengthBatches
     held_out: TextBatch
@@ -184,9 +185,8 @@ def begin(part: str, profile: str, seed: int = 0) -> Begun:
     settings, config, device = SYNTHESIS[profile], SIZES[profile], pick_device()
     name, training, held_out = sets_of(part, profile)
     mel = SynthesisMel(LIBRISPEECH).to(device)
-    most = 2 if profile == "quick" else 10
-    data = utterances(training, mel, settings.longest, most)
-    seen = utterances([held_out], mel, settings.longest, most)
+    data = utterances(training, mel, settings.longest, settings.most)
+    seen = utterances([held_out], mel, settings.longest, settings.most)
     seen = seen.batch(range(min(16, len(seen))), config.r)
     seed_everything(seed)
     model, before = Tacotron2(config), ""
@@ -204,7 +204,7 @@ def begin(part: str, profile: str, seed: int = 0) -> Begun:
         data, min(settings.batch_size, len(data)), config.r, seed=seed, steps=settings.every,
         buckets=1 if whole else 4,
     )  # fmt: skip
-    return Begun(part, loss, batches, seen, data, name, before)
+    return Begun(loss, batches, seen, data, name, before)
 
 
 def check_card(part: str, profile: str, epochs: int = 1, seed: int = 0) -> History:

@@ -47,7 +47,7 @@ def run_id(profile: str, dataset: str, seed: int, config: Mapping[str, Any]) -> 
 
 
 def git(*arguments: str) -> str:
-    """What git says in this repository; nothing where it has no answer."""
+    """What git says in this repository, without the blanks around it; nothing where it has no answer."""
     try:
         done = subprocess.run(
             ["git", "-C", str(days.ROOT), *arguments],
@@ -58,7 +58,7 @@ def git(*arguments: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout if done.returncode == 0 else ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def code_commit(folder: Path | None = None, last_change: bool = False) -> str:
@@ -68,13 +68,12 @@ def code_commit(folder: Path | None = None, last_change: bool = False) -> str:
     writes do not count. With `last_change` it is the last commit that changed this code: the same for two
     commits between which only texts changed. Empty where there is no git or no repository.
     """
-
     paths = ["utils", *([str(folder / "*.ipynb")] if folder else [])]
     if last_change:
-        commit = git("log", "-1", "--abbrev=10", "--format=%h", "--", *paths).strip()
+        commit = git("log", "-1", "--abbrev=10", "--format=%h", "--", *paths)
     else:
-        commit = git("rev-parse", "--short=10", "HEAD").strip()
-    dirty = commit and git("status", "--porcelain", "--", *paths).strip()
+        commit = git("rev-parse", "--short=10", "HEAD")
+    dirty = commit and git("status", "--porcelain", "--", *paths)
     return f"{commit}-dirty" if dirty else commit
 
 

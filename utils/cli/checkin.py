@@ -45,7 +45,7 @@ def checkin(number: int) -> int:
     print(f"{'Commit it' if not left else 'When it is there'}:\n")
     print(f"  git add {day.name}")
     print(f'  git commit -m "Add Day {day.number} study files"')
-    print(f"  git push origin {git('branch', '--show-current').strip() or 'main'}")
+    print(f"  git push origin {git('branch', '--show-current') or 'main'}")
     print("\n(Nothing was committed or pushed: these are yours to type.)")
     return 1 if left else 0
 

@@ -237,12 +237,9 @@ def _load_small(
     state = {k: v.float() for k, v in load_file(path).items()}
     left = model.load_state_dict(state, strict=False)
     mask = "wav2vec2.masked_spec_embed"  # not in a network without SpecAugment
-    fresh, spare = (
-        ("lm_head.", mask),
-        ("quantizer.", "project_hid.", "project_q.", mask),
-    )
-    missing = [k for k in left.missing_keys if not k.startswith(fresh)]
-    unknown = [k for k in left.unexpected_keys if not k.startswith(spare)]
+    heads = ("quantizer.", "project_hid.", "project_q.")  # of pretraining
+    missing = [k for k in left.missing_keys if not k.startswith(("lm_head.", mask))]
+    unknown = [k for k in left.unexpected_keys if not k.startswith((*heads, mask))]
     if missing or unknown:
         raise RuntimeError(
             f"{path.name} is of another network: missing {missing[:3]}, unknown {unknown[:3]}"

@@ -29,7 +29,7 @@ from ..models.tacotron2 import (
     TacotronLoss,
     steps_to_alignment,
 )
-from ..speech import Sentences
+from ..speech import Sentences, kathleen
 from ..training import History
 from ..tts import LengthBatches, Utterances, Watch
 from ..voice import mel_cepstral_distortion
@@ -94,8 +94,6 @@ def held_out(
 
 def material(profile: str, device: torch.device, validation: int = 16) -> Material:
     """Kathleen's sentences (in quick the bundled ones) with her d-vector, as mels on the device."""
-    from ..speech import kathleen
-
     corpus, longest = kathleen(profile), BUDGET[profile]["longest"]
     mel = SynthesisMel(MelSettings(corpus.train.rate)).to(device)
     spoken = cloning.utterances([corpus.train], mel, longest)

@@ -38,8 +38,8 @@ from ..models.enhancement import LOSSES
 from ..models.keywords import count_parameters
 from ..models.speaker import SpeakerNet
 from ..speakers import (
-    OWN,
     SpeakerSettings,
+    load_own,
     train_speaker_net,
     training_voices,
     validation_eer,
@@ -47,7 +47,6 @@ from ..speakers import (
 )
 from ..speech import librispeech
 from ..training import OPTIMIZERS, History
-from ..weights import load_weights
 
 BUDGET: dict[str, dict[str, Any]] = {
     "quick": {"trials": 2, "epochs": 1, "sound": 8, "seconds": 1.0, "utterances": 2, "width": 0.25},
@@ -98,17 +97,7 @@ def shipped_encoder(profile: str) -> SpeakerNet | None:
 
     Raises FileNotFoundError with the command that makes it.
     """
-    if profile == "quick":
-        return None
-    folder = days.get(13).output(profile) / "checkpoints"
-    path = folder / "speaker_net_0.safetensors"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"Day 13's {path.name} is not here: python -m utils pretrain --day 13 --profile {profile}"
-        )
-    encoder = SpeakerNet(OWN[profile].channels)
-    load_weights(path, encoder)
-    return encoder
+    return None if profile == "quick" else load_own()
 
 
 def load(profile: str, device: torch.device) -> Speech:
