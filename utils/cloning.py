@@ -76,7 +76,7 @@ class Vocoding:
 
 SYNTHESIS = {
     "quick": Synthesis(steps=12, batch_size=8, longest=4.0, most=2, every=6),
-    "study": Synthesis(),
+    "study": Synthesis(steps=5000),
     "full": Synthesis(steps=20_000, batch_size=64, every=500),
 }
 VOCODING = {

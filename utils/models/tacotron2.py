@@ -204,10 +204,32 @@ class Attention(nn.Module):
         self, query: Tensor, keys: Tensor, mask: Tensor, weights: Tensor, seen: Tensor
     ) -> Tensor:
         """Weights `(batch, letters)` that sum to 1 inside the mask and are 0 outside."""
-        place = self.place(torch.stack([weights, seen], 1)).transpose(1, 2)
+        # self.place as one product: a convolution of two channels costs more to call than to compute
+        reach = self.place.padding[0]
+        both = F.pad(torch.stack([weights, seen], 1), (reach, reach))
+        both = both.unfold(2, 2 * reach + 1, 1).transpose(1, 2).flatten(2)
+        place = F.linear(both, self.place.weight.flatten(1))
         hidden = torch.tanh(self.query(query)[:, None] + keys + place)
         energy = self.score(hidden).squeeze(2).float()
         return energy.masked_fill(~mask, -1e9).softmax(1)
+
+
+class WeightLater(torch.autograd.Function):
+    """Gives `sums` `(steps, batch, out)` as they are; backward, one product is the gradient of a `weight` `(out, in)`.
+
+    For a loop that adds products with `weight.detach()` to the sums and notes its `inputs`, one `(batch, in)` a
+    step: the weight's gradient is computed once over all steps, not once a step and added up.
+    """
+
+    @staticmethod
+    def forward(ctx, sums: Tensor, weight: Tensor, inputs: list[Tensor]) -> Tensor:
+        ctx.inputs = inputs
+        return sums.view_as(sums)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        inputs = torch.cat(ctx.inputs)
+        return gradient, gradient.flatten(0, 1).T.to(inputs.dtype) @ inputs, None
 
 
 class State(NamedTuple):
@@ -289,9 +311,43 @@ class Tacotron2(nn.Module):
             torch.cat([frame, state.context.to(frame.dtype)], 1),
             (state.hidden, state.cell),
         )
+        return self._look(hidden, cell, state, memory, keys, mask)
+
+    def _look(
+        self,
+        hidden: Tensor,
+        cell: Tensor,
+        state: State,
+        memory: Tensor,
+        keys: Tensor,
+        mask: Tensor,
+    ) -> State:
+        """The second half of a step: where the attention looks, and what it sees there."""
         weights = self.attention(hidden, keys, mask, state.weights, state.seen)
         context = torch.bmm(weights[:, None].to(memory.dtype), memory).squeeze(1)
         return State(hidden, cell, context, weights, state.seen + weights)
+
+    def _attend_all(
+        self, frames: Tensor, memory: Tensor, keys: Tensor, mask: Tensor
+    ) -> list[State]:
+        """`_attend` over all frames `(batch, steps, prenet)`, whose part of the LSTM cell is computed before the loop."""
+        rnn, width = self.attention_rnn, self.config.prenet
+        gates = F.linear(frames, rnn.weight_ih[:, :width], rnn.bias_ih + rnn.bias_hh)
+        weight = torch.cat([rnn.weight_ih[:, width:], rnn.weight_hh], 1)
+        inputs: list[Tensor] = []
+        gates = WeightLater.apply(gates.transpose(0, 1), weight, inputs)
+        weight = weight.detach().to(gates.dtype).T
+        state, states = self._begin(memory), []
+        for sums in gates.unbind(0):
+            both = torch.cat([state.context, state.hidden], 1)
+            inputs.append(both.detach())
+            sums = torch.addmm(sums, both.to(sums.dtype), weight)
+            take, forget, new, give = sums.chunk(4, 1)
+            cell = forget.sigmoid() * state.cell + take.sigmoid() * new.tanh()
+            hidden = give.sigmoid() * cell.tanh()
+            state = self._look(hidden, cell, state, memory, keys, mask)
+            states.append(state)
+        return states
 
     def _frames(self, out: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """The decoder LSTM's output `(batch, steps, decoder)` to frames and stop logits."""
@@ -342,10 +398,7 @@ class Tacotron2(nn.Module):
         memory = self.memory(text, text_lengths, d_vectors)
         mask = length_mask(text_lengths, text.shape[1])
         keys = self.attention.key(memory)
-        state, states = self._begin(memory), []
-        for frame in frames.unbind(1):
-            state = self._attend(frame, state, memory, keys, mask)
-            states.append(state)
+        states = self._attend_all(frames, memory, keys, mask)
         hidden, _, context, weights, _ = (
             torch.stack(x, 1) for x in zip(*states, strict=True)
         )
