@@ -215,7 +215,7 @@ class Attention(nn.Module):
 
 
 class WeightLater(torch.autograd.Function):
-    """Gives `sums` `(steps, batch, out)` as they are; backward, one product is the gradient of a `weight` `(out, in)`.
+    """`sums` `(steps, batch, out)` as they are; backward, one product is the gradient of a `weight` `(out, in)`.
 
     For a loop that adds products with `weight.detach()` to the sums and notes its `inputs`, one `(batch, in)` a
     step: the weight's gradient is computed once over all steps, not once a step and added up.
@@ -330,7 +330,7 @@ class Tacotron2(nn.Module):
     def _attend_all(
         self, frames: Tensor, memory: Tensor, keys: Tensor, mask: Tensor
     ) -> list[State]:
-        """`_attend` over all frames `(batch, steps, prenet)`, whose part of the LSTM cell is computed before the loop."""
+        """`_attend` over all frames `(batch, steps, prenet)`; their part of the LSTM cell comes before the loop."""
         rnn, width = self.attention_rnn, self.config.prenet
         gates = F.linear(frames, rnn.weight_ih[:, :width], rnn.bias_ih + rnn.bias_hh)
         weight = torch.cat([rnn.weight_ih[:, width:], rnn.weight_hh], 1)
