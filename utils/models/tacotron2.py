@@ -330,7 +330,7 @@ class Tacotron2(nn.Module):
     def _attend_all(
         self, frames: Tensor, memory: Tensor, keys: Tensor, mask: Tensor
     ) -> list[State]:
-        """`_attend` over all frames `(batch, steps, prenet)`; their part of the LSTM cell comes before the loop."""
+        """`_attend` over all frames `(batch, steps, prenet)`, whose part of the cell comes before the loop."""
         rnn, width = self.attention_rnn, self.config.prenet
         gates = F.linear(frames, rnn.weight_ih[:, :width], rnn.bias_ih + rnn.bias_hh)
         weight = torch.cat([rnn.weight_ih[:, width:], rnn.weight_hh], 1)
