@@ -35,12 +35,22 @@ from ..tts import LengthBatches, Utterances, Watch
 from ..voice import mel_cepstral_distortion
 
 BUDGET = {
-    "quick": {"trials": 2, "steps": 10, "every": 5, "batch_size": 4, "longest": 3.2, "shrink": 8},
-    "study": {"trials": 12, "steps": 800, "every": 50, "batch_size": 16, "longest": 4.0, "shrink": 1},
-    "full": {"trials": 32, "steps": 2000, "every": 50, "batch_size": 48, "longest": 6.0, "shrink": 1},
+    "quick": {
+        "trials": 2, "steps": 10, "every": 5, "batch_size": 4, "longest": 3.2, "validation": 4,
+        "shrink": 8,
+    },
+    "study": {
+        "trials": 12, "steps": 800, "every": 50, "batch_size": 16, "longest": 4.0,
+        "validation": 16, "shrink": 1,
+    },
+    "full": {
+        "trials": 32, "steps": 2000, "every": 50, "batch_size": 48, "longest": 6.0,
+        "validation": 16, "shrink": 1,
+    },
 }  # fmt: skip
 """Trials, steps of each (the same for all, none is pruned: alignment may come late), steps between validations,
-the longest sentence (s), and by how much all sizes are divided (a rehearsal aligns nothing)."""
+the longest sentence (s), sentences to validate on, and by how much all sizes are divided (a rehearsal aligns
+nothing)."""
 COLUMNS = (
     "system", "trial", "encoder_dim", "decoder_dim", "r", "guided", "lr", "steps", "steps_to_alignment",
     "diagonality", "free_diagonality", "free_stopped", "free_length", "final_loss", "val_loss",
@@ -92,12 +102,13 @@ def held_out(
     return part, [trim_silence(sentences.sound(i), rate) for i in part.numbers[:most]]
 
 
-def material(profile: str, device: torch.device, validation: int = 16) -> Material:
+def material(profile: str, device: torch.device) -> Material:
     """Kathleen's sentences (in quick the bundled ones) with her d-vector, as mels on the device."""
-    corpus, longest = kathleen(profile), BUDGET[profile]["longest"]
+    corpus, budget = kathleen(profile), BUDGET[profile]
+    longest = budget["longest"]
     mel = SynthesisMel(MelSettings(corpus.train.rate)).to(device)
     spoken = cloning.utterances([corpus.train], mel, longest)
-    judged = held_out(corpus.validation, mel, longest, validation)
+    judged = held_out(corpus.validation, mel, longest, budget["validation"])
     return Material(corpus.name, spoken, *judged, mel)
 
 
