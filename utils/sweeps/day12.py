@@ -36,7 +36,7 @@ from ..voice import mel_cepstral_distortion
 
 BUDGET = {
     "quick": {
-        "trials": 2, "steps": 10, "every": 5, "batch_size": 4, "longest": 3.2, "validation": 4,
+        "trials": 2, "steps": 10, "every": 5, "batch_size": 4, "longest": 3.2, "validation": 1,
         "shrink": 8,
     },
     "study": {
