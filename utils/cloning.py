@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,8 @@ SYNTHESIS = {
     "study": Synthesis(steps=5000),
     "full": Synthesis(steps=20_000, batch_size=64, every=500),
 }
+MORE = {"quick": 12, "study": 3000, "full": 20_000}
+"""Steps of `voices`, which goes on from what `kathleen` learned, by profile."""
 VOCODING = {
     "quick": Vocoding(steps=10, batch_size=2, frames=16, every=5),
     "study": Vocoding(),
@@ -105,6 +107,12 @@ def weights_path(part: str, profile: str = "study") -> Path:
         raise ValueError(f"part {part!r}: write one of {', '.join(PARTS)}")
     name = "waveglow" if part == "vocoder" else f"synthesizer_{part}"
     return days.get(11).output(profile) / "checkpoints" / f"{name}.safetensors"
+
+
+def synthesis(part: str, profile: str) -> Synthesis:
+    """How the synthesizer `part` is trained in a profile."""
+    settings = SYNTHESIS[profile]
+    return settings if part == "kathleen" else replace(settings, steps=MORE[profile])
 
 
 # --- material -----------------------------------------------------------------------------------------
@@ -182,7 +190,8 @@ class Begun:
 
 def begin(part: str, profile: str, seed: int = 0) -> Begun:
     """Data, weights and batches of a synthesizer's training; `voices` goes on from the weights of `kathleen`."""
-    settings, config, device = SYNTHESIS[profile], SIZES[profile], pick_device()
+    settings, config = synthesis(part, profile), SIZES[profile]
+    device = pick_device()
     name, training, held_out = sets_of(part, profile)
     mel = SynthesisMel(LIBRISPEECH).to(device)
     data = utterances(training, mel, settings.longest, settings.most)
@@ -209,7 +218,7 @@ def begin(part: str, profile: str, seed: int = 0) -> Begun:
 
 def check_card(part: str, profile: str, epochs: int = 1, seed: int = 0) -> History:
     """The first epochs of a synthesizer's training again, nothing written: are they those of its card?"""
-    settings, begun = SYNTHESIS[profile], begin(part, profile, seed)
+    settings, begun = synthesis(part, profile), begin(part, profile, seed)
     return tts.train(
         begun.loss, begun.batches, epochs=settings.steps // settings.every, lr=settings.lr,
         graph=begun.graph, stop=lambda epoch: epoch["epoch"] >= epochs,
@@ -217,7 +226,7 @@ def check_card(part: str, profile: str, epochs: int = 1, seed: int = 0) -> Histo
 
 
 def _train_synthesizer(part: str, profile: str, path: Path, seed: int) -> History:
-    settings, config = SYNTHESIS[profile], SIZES[profile]
+    settings, config = synthesis(part, profile), SIZES[profile]
     begun = begin(part, profile, seed)
     loss, data = begun.loss, begun.data
     model = loss.model

@@ -40,7 +40,7 @@ BUDGET = {
         "shrink": 8,
     },
     "study": {
-        "trials": 12, "steps": 800, "every": 50, "batch_size": 16, "longest": 4.0,
+        "trials": 10, "steps": 600, "every": 50, "batch_size": 16, "longest": 4.0,
         "validation": 16, "shrink": 1,
     },
     "full": {
@@ -113,8 +113,8 @@ def material(profile: str, device: torch.device) -> Material:
 
 
 def sizes(data: Material, settings: dict, shrink: int = 1) -> TacotronConfig:
-    """The network of these settings, every width divided by `shrink`."""
-    c = TacotronConfig()
+    """The network of these settings, the rest as on Day 11, every width divided by `shrink`."""
+    c = cloning.SIZES["study"]
     return TacotronConfig(
         encoder=settings["encoder_dim"] // shrink, decoder=settings["decoder_dim"] // shrink,
         r=settings["r"], attention=c.attention // shrink, prenet=c.prenet // shrink,
