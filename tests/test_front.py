@@ -247,6 +247,19 @@ def test_a_day_fills_in_as_its_files_come(tmp_path, monkeypatch):
     assert row(15)[2] == "1 rows in one table"
 
 
+def test_the_headline_names_the_data_of_rows_that_have_the_metric():
+    day = days.get(
+        11
+    )  # its trainings are headline rows on other data, without a similarity
+    found = front.rows_of(day)
+    named = {r["dataset"] for r in found if r["role"] == "headline" and r["similarity"]}
+    assert (
+        len({r["dataset"] for r in found if r["role"] == "headline"}) > len(named) == 1
+    )
+    for language in ("en", "zh"):
+        assert f"`{named.copy().pop()}`" in front.headline(day, found, language)
+
+
 def test_days_are_named_in_groups():
     assert front.day_list([1, 2, 3, 6, 9, 8], "en") == "Days 1–3, 6, 8–9"
     assert front.day_list([15], "en") == "Day 15"

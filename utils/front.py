@@ -132,8 +132,8 @@ def headline(day: days.Day, found: list[tables.Row], language: str) -> str:
     sets = [
         r["dataset"]
         for r in found
-        if (r["role"], r["profile"]) == ("headline", "study")
-    ]
+        if (r["role"], r["profile"]) == ("headline", "study") and r.get(day.metric)
+    ]  # a training alone may have no such metric
     if not sets:
         return say("run", language)
     metric = METRICS[day.metric][language == "zh"]
