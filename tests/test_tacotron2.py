@@ -134,6 +134,36 @@ def test_teacher_forced_equals_free_running_when_fed_the_same_frames():
     torch.testing.assert_close(forced.mel[:, :, :20], free.mel)
 
 
+def test_all_steps_at_once_have_the_values_and_gradients_of_single_steps():
+    network, batch = model(), sentences().batch([0, 1, 2, 3], SMALL.r)
+    frames = network.prenet(batch.mel[:, :, :: SMALL.r].transpose(1, 2)).detach()
+    mask = length_mask(batch.text_lengths, batch.text.shape[1])
+
+    def learned(step_by_step: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        network.zero_grad()
+        memory = network.memory(*batch[:3])
+        keys, state = network.attention.key(memory), network._begin(memory)
+        states = [] if step_by_step else network._attend_all(frames, memory, keys, mask)
+        for frame in frames.unbind(1) if step_by_step else ():
+            state = network._attend(frame, state, memory, keys, mask)
+            states.append(state)
+        out = torch.cat([torch.cat([s.hidden, s.context], 1) for s in states])
+        out.square().mean().backward()
+        return out, {
+            n: p.grad.clone()
+            for n, p in network.named_parameters()
+            if p.grad is not None
+        }
+
+    (out, gradients), (wanted_out, wanted) = learned(False), learned(True)
+    assert len(frames[0]) > 5
+    assert "attention_rnn.weight_hh" in wanted
+    assert torch.allclose(out, wanted_out, atol=1e-6)
+    assert gradients.keys() == wanted.keys()
+    for name, gradient in gradients.items():
+        assert (gradient - wanted[name]).norm() <= 1e-4 * wanted[name].norm(), name
+
+
 def test_a_sentence_sounds_the_same_alone_and_in_a_batch():
     every, tacotron = sentences(), model().eval()
     args = (every.text, every.text_lengths, every.d_vectors)

@@ -60,7 +60,7 @@ TEXT = {
     "machines": ("The minutes are those of: {}.", "这些分钟数来自：{}。"),
     "machine": ("{} ({}, {})", "{}（{}，{}）"),
     "pending": (
-        "Not there yet: {}. Part of their code is in `utils` already, with its tests; "
+        "Not there yet: {}. Part of the code is in `utils` already, with its tests; "
         "a day without results in the table claims nothing.",
         "尚未完成：{}。它们的部分代码已在 `utils` 中，并有测试；表中没有结果的那些天，本仓库不作任何结论。",
     ),
