@@ -376,6 +376,39 @@ def test_connected_words_sound_like_their_clips_and_come_again():
     assert 0.02 < level < 0.1
 
 
+def test_varied_rows_say_the_same_at_other_speeds_and_some_in_noise():
+    words = sample_words()
+    rows = asr.draw_sequences(words.train, 40, 3)
+    noise = torch.randn(16_000 * 10, generator=torch.Generator().manual_seed(0))
+    plain = asr.speak_sequences(words.train, words.classes, rows, 4)
+    still = asr.speak_sequences(words.train, words.classes, rows, 4, asr.Variation())
+    assert np.array_equal(plain.samples, still.samples)
+    kind = asr.Variation(speed=0.2, noisy=0.5, noise=noise)
+    varied = asr.speak_sequences(words.train, words.classes, rows, 4, kind)
+    again = asr.speak_sequences(words.train, words.classes, rows, 4, kind)
+    assert np.array_equal(varied.samples, again.samples)
+    assert varied.texts == plain.texts
+    quietest = [
+        [
+            np.sort(np.abs(s.wave(i).astype(float)).reshape(-1)[: s.lengths[i] // 400 * 400]
+                    .reshape(-1, 400).mean(1))[0]
+            for i in range(40)
+        ]
+        for s in (plain, varied)
+    ]  # fmt: skip
+    louder = np.mean(np.array(quietest[1]) > 3 * np.array(quietest[0]) + 5)
+    assert 0.2 < louder < 0.8  # about half of the rows have a noise floor now
+    word = torch.sin(torch.arange(8000) * 0.05)
+    lengths = [
+        len(kind.word(word, np.random.default_rng(seed))) / 8000 for seed in range(50)
+    ]
+    assert 1 / 1.2 <= min(lengths) < 0.9
+    assert 1.1 < max(lengths) <= 1 / 0.8
+    assert (
+        kind.row(torch.ones(200_000), np.random.default_rng(0)).std() == 0
+    )  # too long
+
+
 def test_a_share_of_the_labels_is_a_share_of_the_speakers():
     words = sample_words()
     some = asr.share_of_speakers(words.train, 0.3)

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .data import SPLITS, read_lines
 from .days import check_profile
-from .features import SAMPLE_RATE, as_float
+from .features import SAMPLE_RATE, add_noise, as_float
 from .metrics import Difference, Interval, bootstrap_ratio
 from .speech import (
     Clips,
@@ -585,14 +586,45 @@ def draw_sequences(
     return sequences
 
 
+@dataclass(frozen=True)
+class Variation:
+    """How training rows are varied: each word played up to the share `speed` faster or slower (pitch and vocal
+    tract go with it), and in a share `noisy` of the rows one of the recordings `noise` (joined, `(time,)`) at
+    5 to 30 dB."""
+
+    speed: float = 0.0
+    noisy: float = 0.0
+    noise: Tensor | None = None
+
+    def word(self, wave: Tensor, rng: np.random.Generator) -> Tensor:
+        """One word `(time,)` at a speed of its own."""
+        if not self.speed:
+            return wave
+        length = round(len(wave) / (1 + self.speed * rng.uniform(-1, 1)))
+        return F.interpolate(wave[None, None], length, mode="linear")[0, 0]
+
+    def row(self, wave: Tensor, rng: np.random.Generator) -> Tensor:
+        """One row `(time,)`, perhaps in noise."""
+        room = 0 if self.noise is None else len(self.noise) - len(wave)
+        if room <= 0 or rng.random() >= self.noisy:
+            return wave
+        start = int(rng.integers(room))
+        noise = self.noise[start : start + len(wave)]
+        return add_noise(wave[None], noise[None], rng.uniform(5, 30))[0]
+
+
 def speak_sequences(
-    clips: Clips, classes: Sequence[str], sequences: Sequence[Sequence[str]], seed: int
+    clips: Clips,
+    classes: Sequence[str],
+    sequences: Sequence[Sequence[str]],
+    seed: int,
+    variation: Variation | None = None,
 ) -> Sentences:
     """The clips of each sequence one after another, as utterances.
 
     Each clip loses the silence at its ends and is brought to a level of its own (within 6 dB); the
-    gaps of 50 to 400 ms hold noise as loud as the quietest 100 ms of the clip before. Raises
-    KeyError for a name that is not among the clips.
+    gaps of 50 to 400 ms hold noise as loud as the quietest 100 ms of the clip before. With a `variation` the
+    words are varied, too, for training. Raises KeyError for a name that is not among the clips.
     """
     at = {name: i for i, name in enumerate(clips.names)}
     rng = np.random.default_rng(seed)
@@ -603,12 +635,14 @@ def speak_sequences(
         for i in numbers:
             clip = as_float(clips.x[i].cpu())
             word = _without_ends(clip)
+            word = variation.word(word, rng) if variation else word
             gain = 0.05 * 10 ** (rng.uniform(-3, 3) / 20) / word.square().mean().sqrt()
             quietest = clip.unfold(0, 1600, 160).square().mean(1).min().sqrt()
             if not pieces:
                 pieces.append(_gap(rng, gain * quietest))
             pieces += [gain * word, _gap(rng, gain * quietest)]
         wave = torch.cat(pieces)
+        wave = variation.row(wave, rng) if variation else wave
         wave *= min(1.0, 0.95 / wave.abs().max().item())
         waves.append((wave * 32767).round().numpy().astype(np.int16))
         texts.append(" ".join(classes[int(clips.y[i])].upper() for i in numbers))
@@ -667,11 +701,13 @@ def curriculum(
     epochs: Sequence[tuple[int, tuple[int, int]]],
     labels: float = 1.0,
     different: int = 8,
+    variation: Variation | None = None,
 ) -> list[Sentences]:
     """A training set for each epoch: so many sequences of so many words, e.g. `[(1000, (1, 2)), (500, (3, 6))]`.
 
     From the clips of the share `labels` of the training speakers. Epochs of one kind differ, until the
     ninth hears the first one's sequences again (`different`): a set that is held twice is held once.
+    `variation` is that of `speak_sequences`.
     """
     some = share_of_speakers(words.train, labels)
     made: dict[tuple, Sentences] = {}
@@ -682,7 +718,7 @@ def curriculum(
         key = (count, lengths, seed)
         if key not in made:
             drawn = draw_sequences(some, count, seed, lengths)
-            made[key] = speak_sequences(some, words.classes, drawn, seed)
+            made[key] = speak_sequences(some, words.classes, drawn, seed, variation)
         lessons.append(made[key])
     return lessons
 
