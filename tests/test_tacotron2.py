@@ -9,6 +9,7 @@ import pytest
 import torch
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FixedTrial
+from torch import nn
 
 from utils import tts
 from utils.features import resample
@@ -26,6 +27,7 @@ from utils.models.tacotron2 import (
     diagonality,
     guided_attention_loss,
     length_mask,
+    pad_frames,
     speech_steps,
     steps_to_alignment,
 )
@@ -277,6 +279,32 @@ def test_own_frames_are_heard_and_the_weights_still_learn():
     assert mixed.item() != loss(batch).item()
     loss.own = 0.5
     assert loss.eval()(batch).item() == loss(batch).item()  # judged on true frames
+
+
+def test_dropped_frames_are_the_mean_and_only_in_training():
+    batch = sentences().batch([0, 1], 2)
+    loss = TacotronLoss(model(), drop=0.3)
+    torch.manual_seed(0)
+    heard = loss.heard(batch)
+    frames = pad_frames(batch.mel, 2)
+    gone = (heard == 0).all(1, keepdim=True)
+    assert 0.15 < gone.float().mean() < 0.45
+    assert torch.equal(heard, frames.masked_fill(gone, 0.0))
+    loss(batch).backward()
+    assert all(p.grad is not None for p in loss.parameters())
+    assert loss.eval().heard(batch) is None
+    assert TacotronLoss(model()).train().heard(batch) is None
+
+
+def test_the_best_weights_are_kept_and_come_back(tmp_path):
+    module = nn.Linear(1, 1)
+    losses = iter([3.0, 1.0, 2.0])
+    best = tts.Best(lambda _: {"loss": next(losses)}, tmp_path / "new" / "best.pt")
+    for value in (3.0, 1.0, 2.0):
+        nn.init.constant_(module.weight, value)
+        assert best(module) == {"loss": value}
+    best.restore(module)
+    assert module.weight.item() == 1.0
 
 
 # --- training -----------------------------------------------------------------------

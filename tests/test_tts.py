@@ -291,6 +291,9 @@ def test_voices_are_means_over_a_speakers_utterances():
     a = torch.tensor([2.0, 1.0]) / math.sqrt(5)
     torch.testing.assert_close(got[[0, 1, 3]], a.expand(3, 2))
     torch.testing.assert_close(got.norm(dim=1), torch.ones(4))
+    each = tts.speaker_vectors(waves, ["a", "a", "b", "a"], embed, most=0)
+    assert asked[2:] == [4]
+    torch.testing.assert_close(each[1], torch.tensor([3.0, 1.0]) / math.sqrt(10))
 
 
 def test_networks_are_written_with_their_sizes(tmp_path):

@@ -148,13 +148,17 @@ def speaker_vectors(
     """One d-vector per speaker, given to each of that speaker's utterances: `(n, d)`, of length 1.
 
     The mean over the d-vectors of up to `most` utterances; `embed` takes waves `(time,)` at the rate
-    that it wants and gives `(utterances, d)`. A voice, not what one sentence made of it.
+    that it wants and gives `(utterances, d)`. A voice, not what one sentence made of it. With `most` 0 each
+    utterance has its own d-vector (Jia et al., 2018): a voice is then a cloud, not a name.
     """
+    tensors = [w if isinstance(w, Tensor) else torch.from_numpy(np.array(w)) for w in waves]  # fmt: skip
+    if not most:
+        parts = (tensors[i : i + 32] for i in range(0, len(tensors), 32))
+        return torch.cat([F.normalize(embed(part).float(), dim=1) for part in parts])
     found: dict[str, Tensor] = {}
     for speaker in dict.fromkeys(speakers):
-        some = [w for w, s in zip(waves, speakers, strict=True) if s == speaker][:most]
-        some = [w if isinstance(w, Tensor) else torch.from_numpy(np.array(w)) for w in some]  # fmt: skip
-        found[speaker] = F.normalize(embed(some).float().mean(0), dim=0)
+        some = [w for w, s in zip(tensors, speakers, strict=True) if s == speaker]
+        found[speaker] = F.normalize(embed(some[:most]).float().mean(0), dim=0)
     return torch.stack([found[s] for s in speakers])
 
 
@@ -415,6 +419,31 @@ def validate(loss: TacotronLoss, batch: TextBatch, seed: int = 0) -> Validation:
         free.stop[0, : own + TAIL],
     )
     return Validation(numbers, *(a.float().cpu().numpy() for a in arrays))
+
+
+class Best:
+    """Asks `watch` at each validation and keeps the weights of the lowest loss in the file `path`.
+
+    So a training that learns by heart leaves what it was before; the file stays when the training is killed.
+    """
+
+    def __init__(
+        self, watch: Callable[[nn.Module], dict[str, float]], path: Path
+    ) -> None:
+        self.watch, self.path = watch, path
+
+    def __call__(self, module: nn.Module) -> dict[str, float]:
+        numbers = self.watch(module)
+        if not self.path.exists() or numbers["loss"] < torch.load(self.path)["loss"]:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(
+                {"loss": numbers["loss"], "weights": module.state_dict()}, self.path
+            )
+        return numbers
+
+    def restore(self, module: nn.Module) -> None:
+        """Load the weights that were kept."""
+        module.load_state_dict(torch.load(self.path)["weights"])
 
 
 class Watch:

@@ -549,27 +549,41 @@ def tacotron_losses(out: Forced, batch: TextBatch, r: int) -> dict[str, Tensor]:
 class TacotronLoss(nn.Module):
     """The model with its loss: a batch in, one number out, which is what `training.fit` lowers.
 
-    `guided` and `stop` weigh the parts. `own` is the share of steps that hear the network's own last frame
-    instead of the true one: a first pass gives them, a second is trained (parallel scheduled sampling,
-    Duckworth et al., 2019, arXiv:1906.04331), against the gap between teacher forcing and free running.
+    `guided` and `stop` weigh the parts. Two ways against the gap between teacher forcing and free running:
+    `drop` is the share of steps that hear a mean frame (0) instead of the true last one, so that the letters must
+    do (Liu et al., 2019, arXiv:1909.01145); `own` is the share that hears the network's own: a first pass gives
+    them, a second is trained (parallel scheduled sampling, Duckworth et al., 2019, arXiv:1906.04331).
     """
 
     def __init__(
-        self, model: Tacotron2, guided: float = 1.0, stop: float = 0.5, own: float = 0.0
+        self,
+        model: Tacotron2,
+        guided: float = 1.0,
+        stop: float = 0.5,
+        own: float = 0.0,
+        drop: float = 0.0,
     ) -> None:
         super().__init__()
-        self.model, self.guided, self.stop, self.own = model, guided, stop, own
+        self.model, self.guided, self.stop = model, guided, stop
+        self.own, self.drop = own, drop
 
-    def parts(self, batch: TextBatch) -> tuple[Forced, dict[str, Tensor]]:
-        """The output and the parts of the loss; `total` is what `forward` gives."""
-        heard = None
-        if self.training and self.own:
+    def heard(self, batch: TextBatch) -> Tensor | None:
+        """The frames that the steps hear in training, `(batch, n_mels, frames)`; None: the true ones."""
+        if not self.training or not (self.own or self.drop):
+            return None
+        frames = pad_frames(batch.mel, self.model.config.r)
+        if self.own:
             with torch.no_grad():
                 guess = self.model(*batch).before
             torch.clear_autocast_cache()  # weights cast without gradient stay here
-            truth = pad_frames(batch.mel, self.model.config.r)
-            chosen = torch.rand_like(truth[:, :1]) < self.own
-            heard = torch.where(chosen, guess, truth)
+            chosen = torch.rand_like(frames[:, :1]) < self.own
+            frames = torch.where(chosen, guess, frames)
+        gone = torch.rand_like(frames[:, :1]) < self.drop
+        return frames.masked_fill(gone, 0.0)
+
+    def parts(self, batch: TextBatch) -> tuple[Forced, dict[str, Tensor]]:
+        """The output and the parts of the loss; `total` is what `forward` gives."""
+        heard = self.heard(batch)
         out = self.model(*batch, heard=heard)
         parts = tacotron_losses(out, batch, self.model.config.r)
         total = parts["mel"] + self.stop * parts["stop"] + self.guided * parts["guided"]

@@ -125,8 +125,8 @@ LONG = {
 """The recogniser that Day 9 ships: the pretrained weights, all labels, and many times the grid's steps.
 
 Without variation (16 and 24 lessons, eight of each kind different, no dropout) it learned them by heart: training
-loss 0.05, on validation 0.51 and rising, WER 16 %. No masks in study: at least two spans of 200 ms are a quarter of
-a short sequence, and learning began late."""
+loss 0.05, on validation 0.51 and rising, WER 16 %. No masks in study: at least two spans of 200 ms are a quarter
+of a short sequence, and learning began late."""
 
 
 def build(
