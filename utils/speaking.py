@@ -228,11 +228,11 @@ def networks(profile: str, device: torch.device | str = "cpu") -> Networks:
 @dataclass
 class Spoken:
     """All that was made of some lines: `waves` by `(line, system)`, what the synthesizer gave by line, and the
-    seconds that each vocoder and the synthesizers took."""
+    seconds that each wave took to make (of speech both networks together)."""
 
     waves: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     speech: dict[str, Speech] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[tuple[str, str], float] = field(default_factory=dict)
 
 
 def say(nets: Networks, part: str, text: str, voice: Tensor) -> Speech:
@@ -243,29 +243,25 @@ def say(nets: Networks, part: str, text: str, voice: Tensor) -> Speech:
 
 
 def perform(wanted: Iterable[Line], found: Material, nets: Networks) -> Spoken:
-    """Every line as every one of SYSTEMS, the vocoders and the synthesizers timed."""
+    """Every line as every one of SYSTEMS, each timed."""
     made, hop = Spoken(), nets.mel.settings.hop
-
-    def timed(what: str, work: Any) -> Any:
-        began = time.perf_counter()
-        result = work()
-        spent = time.perf_counter() - began
-        made.seconds[what] = made.seconds.get(what, 0.0) + spent
-        return result
-
     for line in wanted:
         recording = found.recordings[line.name]
         voice = found.voices[line.speaker]
-        spoken = timed(line.part, lambda: say(nets, line.part, line.text, voice))  # noqa: B023
+        began = time.perf_counter()
+        spoken = say(nets, line.part, line.text, voice)
+        thought = time.perf_counter() - began
         made.speech[line.name] = spoken
         made.waves[line.name, "recording"] = recording
-        device = nets.mel.hann.device
-        mel = nets.mel(recording[None].to(device))
+        mel = nets.mel(recording[None].to(nets.mel.hann.device))
         for name, vocoder in nets.vocoders.items():
-            copy = timed(name, lambda: vocoder(mel)[0].float().cpu())  # noqa: B023
-            made.waves[line.name, f"copy_{name}"] = copy
-            (wave,) = timed(name, lambda: tts.to_waves(spoken, vocoder, hop))  # noqa: B023
-            made.waves[line.name, f"speech_{name}"] = wave
+            copy, speech = (line.name, f"copy_{name}"), (line.name, f"speech_{name}")
+            began = time.perf_counter()
+            made.waves[copy] = vocoder(mel)[0].float().cpu()
+            between = time.perf_counter()
+            (made.waves[speech],) = tts.to_waves(spoken, vocoder, hop)
+            made.seconds[copy] = between - began
+            made.seconds[speech] = thought + time.perf_counter() - between
     return made
 
 
