@@ -77,10 +77,10 @@ class Vocoding:
 
 SYNTHESIS = {
     "quick": Synthesis(steps=12, batch_size=8, longest=4.0, most=2, every=6),
-    "study": Synthesis(steps=4000, lr=2e-3),
+    "study": Synthesis(steps=3000, lr=2e-3),
     "full": Synthesis(steps=20_000, batch_size=64, every=500),
 }
-MORE = {"quick": 12, "study": 1500, "full": 20_000}
+MORE = {"quick": 12, "study": 1250, "full": 20_000}
 """Steps of `voices`, which goes on from what `kathleen` learned, by profile."""
 VOCODING = {
     "quick": Vocoding(steps=10, batch_size=2, frames=16, every=5),
