@@ -77,7 +77,7 @@ class Vocoding:
 
 SYNTHESIS = {
     "quick": Synthesis(steps=12, batch_size=8, longest=4.0, most=2, every=6),
-    "study": Synthesis(steps=2500, lr=2e-3),
+    "study": Synthesis(steps=2500, lr=4e-3),
     "full": Synthesis(steps=20_000, batch_size=64, every=500),
 }
 MORE = {"quick": 12, "study": 1250, "full": 20_000}
