@@ -80,7 +80,7 @@ SYNTHESIS = {
     "study": Synthesis(steps=2500, lr=4e-3),
     "full": Synthesis(steps=20_000, batch_size=64, every=500),
 }
-MORE = {"quick": 12, "study": 1250, "full": 20_000}
+MORE = {"quick": 12, "study": 1000, "full": 20_000}
 """Steps of `voices`, which goes on from what `kathleen` learned, by profile."""
 VOCODING = {
     "quick": Vocoding(steps=10, batch_size=2, frames=16, every=5),
@@ -238,7 +238,7 @@ def _train_synthesizer(part: str, profile: str, path: Path, seed: int) -> Histor
     log = RunLogger(11, profile, begun.name, begun.held_out.text.device, COLUMNS)
     chosen = {k: getattr(settings, k) for k in ("steps", "batch_size", "lr", "guided")}
     with log.run(
-        role="headline",
+        role="sweep",
         seed=seed,
         model=path.stem,
         task="synthesis",
@@ -304,7 +304,7 @@ def _train_vocoder(part: str, profile: str, path: Path, seed: int) -> History:
     log = RunLogger(11, profile, name, device, COLUMNS)
     chosen = {k: getattr(settings, k) for k in ("steps", "batch_size", "lr")}
     with log.run(
-        role="headline", seed=seed, model=path.stem, task="vocoding", **chosen
+        role="sweep", seed=seed, model=path.stem, task="vocoding", **chosen
     ) as run:
         history = tts.train(
             loss, batches, epochs=settings.steps // settings.every, lr=settings.lr,
