@@ -248,16 +248,13 @@ def test_a_day_fills_in_as_its_files_come(tmp_path, monkeypatch):
 
 
 def test_the_headline_names_the_data_of_rows_that_have_the_metric():
-    day = days.get(
-        11
-    )  # its trainings are headline rows on other data, without a similarity
-    found = front.rows_of(day)
-    named = {r["dataset"] for r in found if r["role"] == "headline" and r["similarity"]}
-    assert (
-        len({r["dataset"] for r in found if r["role"] == "headline"}) > len(named) == 1
-    )
+    day, row = days.get(11), {"role": "headline", "profile": "study"}
+    training = row | {"dataset": "what-it-learned-from", "similarity": ""}
+    clones = row | {"dataset": "strangers", "similarity": "0.5"}
     for language in ("en", "zh"):
-        assert f"`{named.copy().pop()}`" in front.headline(day, found, language)
+        said = front.headline(day, [training, clones], language)
+        assert "`strangers`" in said
+        assert "learned" not in said
 
 
 def test_days_are_named_in_groups():
