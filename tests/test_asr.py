@@ -390,7 +390,7 @@ def test_varied_rows_say_the_same_at_other_speeds_and_some_in_noise():
     assert varied.texts == plain.texts
     quietest = [
         [
-            np.sort(np.abs(s.wave(i).astype(float)).reshape(-1)[: s.lengths[i] // 400 * 400]
+            np.sort(np.abs(s.wave(i).astype(float))[: s.lengths[i] // 400 * 400]
                     .reshape(-1, 400).mean(1))[0]
             for i in range(40)
         ]
@@ -404,9 +404,8 @@ def test_varied_rows_say_the_same_at_other_speeds_and_some_in_noise():
     ]
     assert 1 / 1.2 <= min(lengths) < 0.9
     assert 1.1 < max(lengths) <= 1 / 0.8
-    assert (
-        kind.row(torch.ones(200_000), np.random.default_rng(0)).std() == 0
-    )  # too long
+    longer = torch.ones(200_000)  # than the noise: left as it is
+    assert kind.row(longer, np.random.default_rng(0)).std() == 0
 
 
 def test_a_share_of_the_labels_is_a_share_of_the_speakers():

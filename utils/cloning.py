@@ -99,8 +99,8 @@ GLOWS: dict[str, WaveGlowConfig] = {
     "study": WaveGlowConfig(channels=64, layers=5),
     "full": WaveGlowConfig(),
 }
-"""Sizes by profile: study is for a CPU core over hours, full for one GPU. With the paper's dropout of one half no
-network of this day learned even its training sentences; a tenth is better for an hour of speech."""
+"""Sizes by profile: study is for a CPU core over hours, full for one GPU. Dropout is a
+tenth, not the paper's half: on an hour of speech the networks of this day learn too little, not too much."""
 
 
 def weights_path(part: str, profile: str = "study") -> Path:

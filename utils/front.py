@@ -29,7 +29,7 @@ METRICS = {
     "accuracy": ("accuracy", "准确率"),
     "wer": ("WER", "词错误率（WER）"),
     "similarity": ("speaker similarity", "说话人相似度"),
-    "audio_quality": ("audio quality", "音质评分"),
+    "audio_quality": ("MCD in dB (lower is better)", "梅尔倒谱失真（dB，越低越好）"),
     "eer": ("EER", "等错误率（EER）"),
     "pesq_after": ("PESQ after enhancement", "增强后的 PESQ"),
     "value": ("value", "数值"),

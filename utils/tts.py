@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -431,10 +432,12 @@ class Best:
         self, watch: Callable[[nn.Module], dict[str, float]], path: Path
     ) -> None:
         self.watch, self.path = watch, path
+        self.lowest = torch.load(path)["loss"] if path.exists() else math.inf
 
     def __call__(self, module: nn.Module) -> dict[str, float]:
         numbers = self.watch(module)
-        if not self.path.exists() or numbers["loss"] < torch.load(self.path)["loss"]:
+        if numbers["loss"] < self.lowest:
+            self.lowest = numbers["loss"]
             self.path.parent.mkdir(parents=True, exist_ok=True)
             torch.save(
                 {"loss": numbers["loss"], "weights": module.state_dict()}, self.path
