@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import subprocess
 from pathlib import Path
 
@@ -47,6 +48,46 @@ def test_one_failing_day_does_not_hide_the_others(tmp_path, monkeypatch, capsys)
     assert "in quick" in str(done.cells)
     source = nbformat.read(days.get(2).notebook, as_version=4)
     assert source.cells[1].outputs == []
+
+
+def test_two_notebooks_at_once_share_the_cores(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(days, "ROOT", tmp_path)
+    monkeypatch.setattr(runner, "cores", lambda: 6)
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    meet = f"""
+import os, pathlib, time
+here, other = pathlib.Path("{tmp_path}/1"), pathlib.Path("{tmp_path}/2")
+here, other = (here, other) if "Day01" in os.getcwd() else (other, here)
+here.touch()
+until = time.monotonic() + 60
+while not other.exists():
+    assert time.monotonic() < until, "nobody else is here"
+    time.sleep(0.05)
+print(os.environ["OMP_NUM_THREADS"], "threads")"""
+    for day in (days.get(1), days.get(2)):
+        notebook(tmp_path, day, 'PROFILE = "study"', meet)
+    assert cli.main(["run", "--at-once", "2"]) == 0
+    said = capsys.readouterr().out
+    assert said.index("Day01") < said.index("Day02")
+    for path in tmp_path.glob("runs/quick/*/*.ipynb"):
+        assert "3 threads" in str(nbformat.read(path, as_version=4).cells)
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+def test_a_process_that_dies_is_a_day_that_failed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(days, "ROOT", tmp_path)
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
+    end = "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)"
+    for number, cell in ((1, end), (2, "import time\ntime.sleep(9)"), (3, "1")):
+        notebook(tmp_path, days.get(number), 'PROFILE = "study"', cell)
+    assert cli.main(["run", "--at-once", "2"]) == 1
+    said = capsys.readouterr().out
+    assert "1 of 3 days ok" in said  # the day beside it is lost, the next one is not
+    assert "Day03_MNIST_CNN       ok" in said
+    assert "Day01_PyTorch_Basics failed in BrokenProcessPool" in said
+    assert cli.main(["run", "--at-once", "0"]) == 2
+    assert "at least one" in capsys.readouterr().err
 
 
 def test_study_replaces_the_notebook_only_when_it_went_through(tmp_path, monkeypatch):

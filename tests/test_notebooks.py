@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from utils import days, projects
-from utils.cli.run import execute
+from utils.cli.run import cores, execute_all, quiet_jupyter
 from utils.logger import FIRST, LAST, read_table
 
 HERE = days.existing()
@@ -31,24 +31,40 @@ def prints(folder):
     }
 
 
+@pytest.fixture(scope="session")
+def rehearsal(request, tmp_path_factory):
+    """What `make run` does, over the chosen days: outcomes by name, folder, and files before and after."""
+    chosen = [
+        item.callspec.params["day"]
+        for item in request.session.items
+        if "rehearsal" in getattr(item, "fixturenames", ())
+    ]
+    place = tmp_path_factory.mktemp("rehearsal")
+    before = {day.name: prints(day.folder) for day in chosen}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STUDY_RUNS", str(place / "runs"))
+        patch.setenv("STUDY_DATA", str(place / "no data"))
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            patch.setenv(name, "http://127.0.0.1:9")
+        for name in ("no_proxy", "NO_PROXY"):
+            patch.delenv(name, raising=False)
+        quiet_jupyter()
+        done = execute_all(chosen, "quick", min(2, cores()))
+        outcomes = {outcome.day.name: outcome for outcome in done}
+    after = {day.name: prints(day.folder) for day in chosen}
+    return outcomes, place, before, after
+
+
 @pytest.mark.notebook
 @pytest.mark.parametrize("day", HERE, ids=by_name)
-def test_quick_profile_runs_offline_and_writes_only_under_runs(
-    day, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("STUDY_DATA", str(tmp_path / "no data"))
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    before = prints(day.folder)
-    outcome = execute(day, "quick")
+def test_quick_profile_runs_offline_and_writes_only_under_runs(day, rehearsal):
+    outcomes, place, before, after = rehearsal
+    outcome = outcomes[day.name]
     assert outcome.status == "ok", outcome.error
     assert outcome.headline != "none"
-    assert prints(day.folder) == before
-    assert not (tmp_path / "no data").exists()
-    output = tmp_path / "runs/quick" / day.name
+    assert after[day.name] == before[day.name]
+    assert not (place / "no data").exists()
+    output = place / "runs/quick" / day.name
     rows = read_table(output / f"{day.name}_params.csv")
     if day.number == 15:  # a table of the others', whatever the profile
         assert rows == projects.derive()

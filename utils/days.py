@@ -12,12 +12,16 @@ PROFILES = ("quick", "study", "full")
 
 @dataclass(frozen=True)
 class Day:
-    """One day: its number, the name of its folder after `DayNN_`, and the column of its headline."""
+    """One day: its number, the name of its folder after `DayNN_`, the column of its headline, its data sets.
+
+    `reads` are the days whose files of the same profile its notebook takes, where they are there.
+    """
 
     number: int
     title: str
     metric: str
     sets: tuple[str, ...] = ()
+    reads: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -54,7 +58,7 @@ ALL = (
     Day(5, "Visualization", "accuracy", ("cifar10",)),
     Day(6, "Containers", "accuracy", ("mnist",)),
     Day(7, "Speech_Commands", "accuracy", ("speech_commands",)),
-    Day(8, "SC_Tuning", "accuracy", ("speech_commands",)),
+    Day(8, "SC_Tuning", "accuracy", ("speech_commands",), reads=(7,)),
     Day(9, "Wav2Vec2", "wer", (*LIBRISPEECH, "speech_commands")),
     Day(10, "ASR_Tuning", "wer", (*LIBRISPEECH, "speech_commands", "noise")),
     Day(11, "Voice_Cloning", "similarity", ("kathleen", *LIBRISPEECH)),

@@ -22,6 +22,12 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="after a kill: skip the runs that are finished",
     )
+    run.add_argument(
+        "--at-once",
+        type=int,
+        metavar="N",
+        help="notebooks that share the cores: by default 2 in quick, else 1",
+    )
 
     fetch = commands.add_parser(
         "fetch", help="get data sets: resumes, verifies, unpacks safely"
@@ -105,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "run":
             from .run import run
 
-            return run(args.days, args.profile, args.resume)
+            return run(args.days, args.profile, args.resume, args.at_once)
         if args.command == "fetch":
             from .fetch import fetch
 

@@ -1,11 +1,14 @@
-"""`python -m utils run`: execute the days' notebooks, one after another, and tell how each went."""
+"""`python -m utils run`: execute the days' notebooks and tell how each went."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,25 +32,104 @@ class Outcome:
     error: str = ""
 
 
-def run(numbers: list[int] | None, profile: str, resume: bool = False) -> int:
+def run(
+    numbers: list[int] | None,
+    profile: str,
+    resume: bool = False,
+    at_once: int | None = None,
+) -> int:
     """Execute the notebooks of `numbers` (all that exist by default); 0 when all went through.
 
     A day that fails does not stop the others. quick: into `runs/quick/`. study: the executed
     notebook takes the place of the one in the day folder when it went through. full: `runs/full/`.
     With `resume`, a notebook that was killed goes on: finished runs are loaded, not trained again.
+    `at_once` notebooks share the cores; by default two in quick and one else, where seconds are published.
+    Raises ValueError for a day that is not here, and for `at_once` below 1.
     """
     wanted = [days.get(n) for n in numbers] if numbers else days.existing()
     missing = [d.name for d in wanted if not d.notebook.exists()]
     if missing:
         raise ValueError(f"not in this repository yet: {', '.join(missing)}")
+    if at_once is None:
+        at_once = min(2, cores()) if profile == "quick" else 1
+    if at_once < 1:
+        raise ValueError(f"--at-once {at_once}: at least one notebook must run.")
     quiet_jupyter()
-    outcomes = []
-    with tqdm(wanted, unit="day", desc=f"{profile} profile") as bar:
-        for day in bar:
-            bar.set_postfix_str(day.name)
-            outcomes.append((execute_resuming if resume else execute)(day, profile))
-    print(report(outcomes))
+    began, outcomes = time.perf_counter(), []
+    one = execute_resuming if resume else execute
+    with tqdm(total=len(wanted), unit="day", desc=f"{profile} profile") as bar:
+        for outcome in execute_all(wanted, profile, at_once, one):
+            outcomes.append(outcome)
+            bar.set_postfix_str(f"{outcome.day.name} {outcome.status}")
+            bar.update()
+    outcomes.sort(key=lambda o: o.day.number)
+    print(report(outcomes, time.perf_counter() - began))
     return 1 if any(o.status != "ok" for o in outcomes) else 0
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    usable = getattr(os, "sched_getaffinity", None)  # not on a Mac
+    return len(usable(0)) if usable else os.cpu_count() or 1
+
+
+def execute_all(
+    wanted: list[days.Day],
+    profile: str,
+    at_once: int,
+    one: Callable[[days.Day, str], Outcome] | None = None,
+) -> Iterator[Outcome]:
+    """The outcome of each day as it ends; `at_once` processes take them in turn and share the cores evenly.
+
+    A day waits for those that it reads. With one at a time they are executed in this process, in order.
+    `one` is `execute` by default.
+    """
+    one = one or execute
+    if min(at_once, len(wanted)) < 2:
+        yield from (one(day, profile) for day in wanted)
+        return
+    threads = max(1, cores() // at_once)
+    pool = processes(at_once, threads)
+    waiting, running = list(wanted), {}
+    try:
+        while waiting or running:
+            ahead = {d.number for d in [*waiting, *running.values()]}
+            ready = [d for d in waiting if not ahead & set(d.reads)]
+            for day in ready[: at_once - len(running)]:
+                try:
+                    future = pool.submit(one, day, profile)
+                except BrokenProcessPool:  # a process has died
+                    pool = processes(at_once, threads)
+                    future = pool.submit(one, day, profile)
+                running[future] = day
+                waiting.remove(day)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield outcome_of(future, running.pop(future), profile)
+    finally:
+        pool.shutdown()
+
+
+def processes(count: int, threads: int) -> ProcessPoolExecutor:
+    """Fresh processes that execute notebooks, with that many threads for each kernel."""
+    fresh = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, fresh, settle, (days.ROOT, threads))
+
+
+def settle(root: Path, threads: int) -> None:
+    """A process that executes notebooks: this repository, and that many threads for each kernel."""
+    days.ROOT = root
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
+def outcome_of(future: Future[Outcome], day: days.Day, profile: str) -> Outcome:
+    """What a process answered; a process that died is a day that failed."""
+    error = future.exception()
+    if error is None:
+        return future.result()
+    notebook = days.runs(profile, day.name, f"{day.name}.ipynb")
+    return Outcome(
+        day, "FAILED", "none", 0.0, notebook, f"{type(error).__name__}: {error}"
+    )
 
 
 def execute_resuming(day: days.Day, profile: str) -> Outcome:
@@ -183,8 +265,11 @@ def overwritten(text: str) -> str:
     return "\n".join(lines).lstrip("\n")
 
 
-def report(outcomes: list[Outcome]) -> str:
-    """The closing table: day, status, headline metric, seconds, where the executed notebook lies."""
+def report(outcomes: list[Outcome], seconds: float) -> str:
+    """The closing table: day, status, headline metric, seconds, where the executed notebook lies.
+
+    `seconds` is what all took together: less than the sum where several ran at once.
+    """
     head = ("day", "status", "headline metric", "seconds", "notebook")
     here = Path.cwd()
     rows = [head]
@@ -198,10 +283,9 @@ def report(outcomes: list[Outcome]) -> str:
         for r in rows
     ]
     lines.insert(1, "  ".join("-" * w for w in width))
-    total = sum(o.seconds for o in outcomes)
     failed = [o for o in outcomes if o.status != "ok"]
     lines.append(
-        f"{len(outcomes) - len(failed)} of {len(outcomes)} days ok in {total:.0f} s"
+        f"{len(outcomes) - len(failed)} of {len(outcomes)} days ok in {seconds:.0f} s"
     )
     for o in failed:
         lines.append(
