@@ -42,6 +42,8 @@ def test_end_labels_write_the_last_values_of_named_lines():
     axis.plot([1, 3], [1, 1], label="_helper")
     plots.end_labels(axis, "{:.2f}")
     assert sorted(t.get_text() for t in axis.texts) == ["0.50", "1.25"]
+    plots.end_labels(axis, "{label} {:.1f}")
+    assert [t.get_text() for t in axis.texts[2:]] == ["b 0.5", "a 1.2"]
 
 
 def test_lines_differ_by_more_than_colour():

@@ -86,6 +86,7 @@ def save_png(figure: Figure, path: Path, width: int = 1200, dpi: float = DPI) ->
 def end_labels(axis: Axes, form: str = "{:.3g}", gap: float = 0.055) -> None:
     """Write each line's last value at its right end, in its colour, pushed apart where they touch.
 
+    `form` may ask for the line's name instead or as well: "{label}", "{label} {:.2f}".
     `gap` is the least distance of two labels as a share of the axis' height.
     """
     axis.margins(x=0.02)
@@ -105,7 +106,7 @@ def end_labels(axis: Axes, form: str = "{:.3g}", gap: float = 0.055) -> None:
     heights = spaced([e[0] for e in ends], gap)
     for height, (_, y, line) in zip(heights, ends, strict=True):
         axis.annotate(
-            form.format(y), (1.0, height), xycoords="axes fraction", xytext=(4, 0),
+            form.format(y, label=line.get_label()), (1.0, height), xycoords="axes fraction", xytext=(4, 0),
             textcoords="offset points", color=line.get_color(), va="center", fontsize=9,
             annotation_clip=False,
         )  # fmt: skip
