@@ -232,6 +232,20 @@ def test_bench_ratios():
     assert cli.main(["bench", "nonsense"]) == 2
 
 
+def test_a_bench_task_that_fails_keeps_the_others_figures(monkeypatch, capsys):
+    from utils import bench
+    from utils.bench import mnist, tts
+
+    monkeypatch.setattr(tts, "run", lambda: 1 / 0)
+    monkeypatch.setattr(mnist, "run", lambda: [Claim("images", 1, 9, "1/s", 5, True)])
+    assert bench.bench(["tts", "mnist"]) == 1
+    said = capsys.readouterr().out
+    assert "images" in said
+    assert "tts failed" in said
+    assert "ZeroDivisionError" in said
+    assert bench.bench(["mnist"]) == 0
+
+
 def test_the_race_stops_at_the_goal_and_at_the_cap():
     import torch
 

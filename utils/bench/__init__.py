@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 from dataclasses import dataclass
 
 TASKS = ("mnist", "cifar10", "speech", "asr", "tts", "speaker")
@@ -40,7 +41,10 @@ class Claim:
 
 
 def bench(tasks: list[str]) -> int:
-    """Measure and print the table; 1 when a claim misses its ratio."""
+    """Measure and print the table; 1 when a claim misses its ratio or a task fails.
+
+    A task that fails is said at the end, with its traceback, and does not take the others' figures along.
+    """
     from ..device import describe_machine
 
     names = list(TASKS) if "all" in tasks else tasks
@@ -50,13 +54,19 @@ def bench(tasks: list[str]) -> int:
             f"no benchmark {', '.join(sorted(unknown))}; there are: {', '.join(TASKS)}"
         )
     print(describe_machine(), "\n", flush=True)
-    claims = [
-        c for n in names for c in importlib.import_module(f"{__name__}.{n}").run()
-    ]
+    claims: list[Claim] = []
+    failed = {}
+    for name in names:
+        try:
+            claims += importlib.import_module(f"{__name__}.{name}").run()
+        except Exception:
+            failed[name] = traceback.format_exc()
     head = ("claim", "stock", "ours", "unit", "ratio", "wanted", "")
     rows = [head, *(c.row() for c in claims)]
     width = [max(len(r[i]) for r in rows) for i in range(len(head))]
     print()
     for r in rows:
         print("  ".join(c.ljust(w) for c, w in zip(r, width, strict=True)).rstrip())
-    return 1 if any(c.ratio < c.wanted for c in claims) else 0
+    for name, error in failed.items():
+        print(f"\n{name} failed:\n{error}")
+    return 1 if failed or any(c.ratio < c.wanted for c in claims) else 0

@@ -41,8 +41,9 @@ def best_of(work: Callable[[], object], repeats: int) -> float:
 
 def their_encoder():
     """resemblyzer's VoiceEncoder on the CPU. Its package imports webrtcvad, which embedding does not use."""
-    if not importlib.util.find_spec("webrtcvad"):
-        sys.modules.setdefault("webrtcvad", types.ModuleType("webrtcvad"))
+    known = "webrtcvad" in sys.modules  # of a stand-in find_spec cannot say anything
+    if not known and not importlib.util.find_spec("webrtcvad"):
+        sys.modules["webrtcvad"] = types.ModuleType("webrtcvad")
     from resemblyzer import VoiceEncoder
 
     return VoiceEncoder("cpu", verbose=False)
