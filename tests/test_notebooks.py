@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from utils import days, projects
-from utils.cli.run import cores, execute_all, quiet_jupyter
+from utils.cli.run import execute, execute_all, quiet_jupyter, usual
 from utils.logger import FIRST, LAST, read_table
 
 HERE = days.existing()
@@ -49,7 +49,7 @@ def rehearsal(request, tmp_path_factory):
         for name in ("no_proxy", "NO_PROXY"):
             patch.delenv(name, raising=False)
         quiet_jupyter()
-        done = execute_all(chosen, "quick", min(2, cores()))
+        done = execute_all(chosen, "quick", usual("quick"), execute)
         outcomes = {outcome.day.name: outcome for outcome in done}
     after = {day.name: prints(day.folder) for day in chosen}
     return outcomes, place, before, after

@@ -7,6 +7,7 @@ set is needed; embeddings of both sides are the same (a test compares them).
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 import time
@@ -41,16 +42,21 @@ def best_of(work: Callable[[], object], repeats: int) -> float:
 
 def their_encoder():
     """resemblyzer's VoiceEncoder on the CPU. Its package imports webrtcvad, which embedding does not use."""
-    known = "webrtcvad" in sys.modules  # of a stand-in find_spec cannot say anything
-    if not known and not importlib.util.find_spec("webrtcvad"):
+    try:
+        import webrtcvad  # noqa: F401
+    except ImportError:
         sys.modules["webrtcvad"] = types.ModuleType("webrtcvad")
     from resemblyzer import VoiceEncoder
 
     return VoiceEncoder("cpu", verbose=False)
 
 
+@functools.cache
 def embeddings() -> list[Claim]:
-    """Utterances per second; both get waves in memory, their volume already set."""
+    """Utterances per second; both get waves in memory, their volume already set.
+
+    A claim of two tasks, `speaker` and `tts`, and measured once.
+    """
     if not importlib.util.find_spec("librosa"):
         print("resemblyzer's own call: not measured, librosa is not installed")
         return []

@@ -51,7 +51,7 @@ def run(
     if missing:
         raise ValueError(f"not in this repository yet: {', '.join(missing)}")
     if at_once is None:
-        at_once = min(2, cores()) if profile == "quick" else 1
+        at_once = usual(profile)
     if at_once < 1:
         raise ValueError(f"--at-once {at_once}: at least one notebook must run.")
     quiet_jupyter()
@@ -73,23 +73,30 @@ def cores() -> int:
     return len(usable(0)) if usable else os.cpu_count() or 1
 
 
+def share(processes: int) -> int:
+    """Threads for each of so many processes, at least one."""
+    return max(1, cores() // processes)
+
+
+def usual(profile: str) -> int:
+    """Notebooks at a time: two in quick where there are two cores, one where seconds are published."""
+    return min(2, cores()) if profile == "quick" else 1
+
+
 def execute_all(
     wanted: list[days.Day],
     profile: str,
     at_once: int,
-    one: Callable[[days.Day, str], Outcome] | None = None,
+    one: Callable[[days.Day, str], Outcome],
 ) -> Iterator[Outcome]:
-    """The outcome of each day as it ends; `at_once` processes take them in turn and share the cores evenly.
+    """What `one(day, profile)` gives for each day, as it ends: `at_once` processes share the cores evenly.
 
     A day waits for those that it reads. With one at a time they are executed in this process, in order.
-    `one` is `execute` by default.
     """
-    one = one or execute
     if min(at_once, len(wanted)) < 2:
         yield from (one(day, profile) for day in wanted)
         return
-    threads = max(1, cores() // at_once)
-    pool = processes(at_once, threads)
+    pool = processes(at_once)
     waiting, running = list(wanted), {}
     try:
         while waiting or running:
@@ -99,7 +106,7 @@ def execute_all(
                 try:
                     future = pool.submit(one, day, profile)
                 except BrokenProcessPool:  # a process has died
-                    pool = processes(at_once, threads)
+                    pool = processes(at_once)
                     future = pool.submit(one, day, profile)
                 running[future] = day
                 waiting.remove(day)
@@ -109,10 +116,10 @@ def execute_all(
         pool.shutdown()
 
 
-def processes(count: int, threads: int) -> ProcessPoolExecutor:
-    """Fresh processes that execute notebooks, with that many threads for each kernel."""
+def processes(count: int) -> ProcessPoolExecutor:
+    """Fresh processes that execute notebooks, each with its share of the cores."""
     fresh = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(count, fresh, settle, (days.ROOT, threads))
+    return ProcessPoolExecutor(count, fresh, settle, (days.ROOT, share(count)))
 
 
 def settle(root: Path, threads: int) -> None:

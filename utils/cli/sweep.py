@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from ..sweeps import sweep_of
+from .run import share
 
 
 def sweep(day: int, profile: str, workers: int, trials: int | None) -> int:
@@ -19,12 +20,11 @@ def sweep(day: int, profile: str, workers: int, trials: int | None) -> int:
     if workers <= 1:
         module.work(profile, trials)
         return 0
-    threads = max(1, (os.cpu_count() or 1) // workers)
     command = [sys.executable, "-m", "utils", "sweep", "--day", str(day)]
     command += ["--profile", profile]
     if trials:
         command += ["--trials", str(trials)]
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    env = {**os.environ, "OMP_NUM_THREADS": str(share(workers))}
     crew = [subprocess.Popen(command, env=env) for _ in range(workers)]
     try:
         return max(process.wait() for process in crew)
