@@ -294,6 +294,10 @@ class Errors:
         """1 - WER, not below 0: the `accuracy` of the results table."""
         return max(0.0, 1.0 - self.wer)
 
+    def __str__(self) -> str:
+        kinds = f"{self.substitutions} substitutions, {self.deletions} deletions, {self.insertions} insertions"
+        return f"WER {self.wer:.4f}, CER {self.cer:.4f}: {kinds}, {self.words} words"
+
 
 def errors(references: Sequence[str], outputs: Sequence[str]) -> Errors:
     """Word and character error rate by jiwer, over all utterances together.

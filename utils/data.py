@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .days import ROOT, check_profile
+from .days import ROOT, check_profile, using
 from .download import (
     DataError,
     Remote,
@@ -245,7 +245,7 @@ def _librispeech(part: str, size: int, md5: str, unpacked: int) -> Source:
     )
     return Source(
         name=f"librispeech-{part}",
-        days=(9, 10, 11, 12, 13, 14),
+        days=using("librispeech_dev"),
         files=(
             Remote(tuple(f"{m}{part}.tar.gz" for m in mirrors), size, f"md5:{md5}"),
         ),
@@ -261,7 +261,7 @@ def _librispeech(part: str, size: int, md5: str, unpacked: int) -> Source:
 SOURCES = {
     "mnist": Source(
         name="mnist",
-        days=(2, 3, 6),
+        days=using("mnist"),
         files=(
             _mnist(
                 "train-images-idx3-ubyte.gz",
@@ -294,7 +294,7 @@ SOURCES = {
     ),
     "cifar10": Source(
         name="cifar10",
-        days=(4, 5),
+        days=using("cifar10"),
         files=(
             Remote(
                 ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),
@@ -320,7 +320,7 @@ SOURCES = {
     ),
     "speech_commands": Source(
         name="speech_commands_v2-35w",
-        days=(7, 8),
+        days=using("speech_commands"),
         files=(
             Remote(
                 tuple(
@@ -349,7 +349,7 @@ SOURCES = {
     ),
     "kathleen": Source(
         name="kathleen",
-        days=(11, 12),
+        days=using("kathleen"),
         files=(),
         folder="kathleen",
         unpacked_bytes=0,
@@ -360,7 +360,7 @@ SOURCES = {
     ),
     "noise": Source(
         name="esc10",
-        days=(10, 13, 14),
+        days=using("noise"),
         files=(),
         folder="noise",
         unpacked_bytes=0,

@@ -69,6 +69,11 @@ ALL = (
 )
 
 
+def using(data_set: str) -> tuple[int, ...]:
+    """Numbers of the days whose study profile needs a data set (a key of `data.SOURCES`)."""
+    return tuple(day.number for day in ALL if data_set in day.sets)
+
+
 def get(key: int | str) -> Day:
     """The day with this number (`3`), name or title. Raises ValueError where there is none."""
     for day in ALL:

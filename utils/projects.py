@@ -20,7 +20,7 @@ trial). `spread` is the standard deviation over `runs` runs; of a sweep, `runs` 
 best of. `trained_in` is the profile, `seconds` the mean of one run (of the test alone, where it loads weights)."""
 SETTINGS = (
     "model", "system", "features", "task", "init", "labels", "container_engine", "image",
-    "torch_version", "optimizer", "loss_fn", "loss", "scheduler", "schedule", "lr", "encoder_lr",
+    "torch_version", "optimizer", "loss_fn", "loss", "scheduler", "lr", "encoder_lr",
     "batch_size", "activation", "hidden", "width", "dropout", "augment", "augmentation", "strength",
     "encoder", "decoder", "encoder_dim", "decoder_dim", "r", "guided", "margin", "snr_db",
     "enrolment", "scores", "epochs", "steps",

@@ -375,8 +375,8 @@ def verify(
         halves = agreement(encoder.partials(wave))
         if halves < calibration.agreement:
             warnings.append(
-                f"recording {name} seems to hold two voices (agreement {halves:.2f}, one voice has at "
-                f"least {calibration.agreement:.2f}): cut it to one speaker"
+                f"recording {name} seems to hold two voices (agreement {halves:.3f}, one voice has at "
+                f"least {calibration.agreement:.3f}): cut it to one speaker"
             )
     score = float(cosine_scores(encoder.embed(waves), [[0, 1]])[0])
     return Verdict(

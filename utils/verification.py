@@ -302,6 +302,10 @@ class Calibration:
         odds = self.slope * score + self.offset
         return float(torch.sigmoid(torch.tensor(odds, dtype=torch.float64)))
 
+    def __str__(self) -> str:
+        odds = f"log odds {self.slope:.1f} * score {self.offset:+.1f}"
+        return f"threshold {self.threshold:.3f} (EER {self.eer:.2%}), {odds}, agreement {self.agreement:.3f}"
+
 
 def calibrate(scores: ArrayLike, same: ArrayLike, steps: int = 50) -> Calibration:
     """Threshold and logistic fit from scored trials of other speakers (Platt, 1999).
