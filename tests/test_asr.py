@@ -202,6 +202,8 @@ def test_error_rates_of_a_hand_worked_example():
     assert found.word_accuracy == pytest.approx(5 / 9)
     # letters: A→I, `THE ` (4) deleted; ` NOW` (4) inserted; ONE (3) deleted, of 22 + 7 + 3
     assert found.cer == pytest.approx(12 / 32)
+    line = "WER 0.4444, CER 0.3750: 1 substitutions, 2 deletions, 1 insertions, 9 words"
+    assert str(found) == line
     wrong, words = asr.word_errors(REFERENCES, OUTPUTS)
     assert wrong.tolist() == [2, 1, 1]
     assert words.tolist() == [6, 2, 1]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils import data
+from utils import data, days
 
 
 def test_the_sample_has_three_parts_without_an_image_in_common():
@@ -89,6 +89,14 @@ def test_study_parts_are_disjoint_and_the_set_is_named_by_what_it_is(other_mnist
 )
 def test_real_mnist_is_recognised():
     assert data.identify("mnist") == "mnist"
+
+
+def test_days_and_data_sets_name_each_other():
+    wanted = {name for day in days.ALL for name in day.sets}
+    assert wanted == set(data.SOURCES)
+    for name, entry in data.SOURCES.items():
+        assert entry.days
+        assert all(name in days.get(number).sets for number in entry.days)
 
 
 def test_study_without_data_and_network_names_three_ways_on(tmp_path, monkeypatch):

@@ -450,6 +450,7 @@ def test_what_says_nothing_of_a_voice_is_refused(
 
 def test_two_speakers_in_one_file_are_noticed(dvector, calibration, sentences):
     assert 0.5 < calibration.agreement < 1
+    assert f"agreement {calibration.agreement:.3f}" in str(calibration)
     calibration = dataclasses.replace(calibration, agreement=0.75)
     one, other = by_voice(sentences, ONE, 6.0), by_voice(sentences, OTHER, 6.0)
     clean = verify(dvector, calibration, one, by_voice(sentences, ONE, 4.0))
