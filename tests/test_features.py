@@ -21,6 +21,7 @@ from utils.features import (
     Spectrogram,
     Streaming,
     add_noise,
+    change_microphone,
     change_speed,
     delta,
     mel_filterbank,
@@ -362,6 +363,28 @@ def test_one_speed_is_one_pitch():
     assert torch.fft.rfft(fast[:, :12_000]).abs().argmax() * 4 / 3 == pytest.approx(
         1250, abs=2
     )
+
+
+def test_another_microphone_colours_and_muffles():
+    white = noise(64, SAMPLE_RATE)
+    assert torch.equal(change_microphone(white, gen(), 0.0, 0.0), white)
+
+    def decibels(wave, low, high):  # hertz are the bins of one second
+        power = torch.fft.rfft(wave).abs().square()
+        return 10 * torch.log10(power[:, low:high].mean(1))
+
+    dull = change_microphone(white, gen(1), 0.0, 1.0)
+    kept = decibels(dull, 100, 450) - decibels(white, 100, 450)
+    assert kept.abs().max() < 1e-3  # below every edge
+    lost = decibels(white, 7000, 8000) - decibels(dull, 7000, 8000)
+    assert lost.min() > 8
+    assert lost.max() < 50.1
+    coloured = change_microphone(white, gen(2), 4.0, 0.0)
+    assert coloured.shape == white.shape
+    apart = decibels(coloured, 50, 100) - decibels(coloured, 6000, 8000)
+    assert 4 < apart.std() < 16  # the first and the third cosine turn from +1 to -1
+    once, again = (change_microphone(white, gen(3)) for _ in range(2))
+    assert torch.equal(once, again)
 
 
 def test_one_level_for_loud_soft_and_silent():

@@ -12,6 +12,7 @@ from .features import (
     SAMPLE_RATE,
     add_noise,
     as_float,
+    change_microphone,
     change_speed,
     fixed_length,
     joined,
@@ -30,16 +31,18 @@ Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 def augmentation(
     noises: Mapping[str, torch.Tensor], strength: float = 1.0, noisy: float = 0.3
 ) -> Augment:
-    """Speed, shift and noise on a whole batch, scaled by one number; 0 is no change.
+    """Speed, shift, microphone and noise on a whole batch, scaled by one number; 0 is no change.
 
-    At strength 1: speed by up to 15 %, shift by up to 100 ms, and in a share `noisy` of the clips
-    noise at 0 to 25 dB. The recordings are brought to one level and joined.
+    At strength 1: speed by up to 15 %, shift by up to 100 ms, another microphone (see
+    `features.change_microphone`), and in a share `noisy` of the clips noise at 0 to 25 dB. The noises are
+    brought to one level and joined.
     """
     noise = joined(noises)
 
     def augment(wave: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         wave = change_speed(as_float(wave), generator, 0.15 * min(strength, 1.5))
         wave = time_shift(wave, generator, round(0.1 * SAMPLE_RATE * strength))
+        wave = change_microphone(wave, generator, 4.0 * strength, 0.3 * strength)
         chosen = torch.rand(len(wave), generator=generator) < noisy * strength
         count = int(chosen.sum())
         if count and len(noise):
