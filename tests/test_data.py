@@ -94,9 +94,9 @@ def test_real_mnist_is_recognised():
 def test_days_and_data_sets_name_each_other():
     wanted = {name for day in days.ALL for name in day.sets}
     assert wanted == set(data.SOURCES)
-    for name, entry in data.SOURCES.items():
-        assert entry.days
-        assert all(name in days.get(number).sets for number in entry.days)
+    for name in data.SOURCES:
+        assert days.using(name)
+        assert all(name in days.get(number).sets for number in days.using(name))
 
 
 def test_study_without_data_and_network_names_three_ways_on(tmp_path, monkeypatch):
@@ -104,7 +104,7 @@ def test_study_without_data_and_network_names_three_ways_on(tmp_path, monkeypatc
     dead = data.Remote(("http://127.0.0.1:9/x.gz",), 10, "md5:0")
     entry = data.SOURCES["mnist"]
     offline = data.Source(
-        entry.name, entry.days, (dead,), entry.folder, 10, entry.prints, entry.licence
+        entry.name, (dead,), entry.folder, 10, entry.prints, entry.licence
     )
     monkeypatch.setitem(data.SOURCES, "mnist", offline)
     with pytest.raises(data.DataError, match="Three ways on"):

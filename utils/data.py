@@ -42,7 +42,6 @@ class Source:
     """
 
     name: str
-    days: tuple[int, ...]
     files: tuple[Remote, ...]
     folder: str
     unpacked_bytes: int
@@ -245,7 +244,6 @@ def _librispeech(part: str, size: int, md5: str, unpacked: int) -> Source:
     )
     return Source(
         name=f"librispeech-{part}",
-        days=using("librispeech_dev"),
         files=(
             Remote(tuple(f"{m}{part}.tar.gz" for m in mirrors), size, f"md5:{md5}"),
         ),
@@ -261,7 +259,6 @@ def _librispeech(part: str, size: int, md5: str, unpacked: int) -> Source:
 SOURCES = {
     "mnist": Source(
         name="mnist",
-        days=using("mnist"),
         files=(
             _mnist(
                 "train-images-idx3-ubyte.gz",
@@ -294,7 +291,6 @@ SOURCES = {
     ),
     "cifar10": Source(
         name="cifar10",
-        days=using("cifar10"),
         files=(
             Remote(
                 ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),
@@ -320,7 +316,6 @@ SOURCES = {
     ),
     "speech_commands": Source(
         name="speech_commands_v2-35w",
-        days=using("speech_commands"),
         files=(
             Remote(
                 tuple(
@@ -349,7 +344,6 @@ SOURCES = {
     ),
     "kathleen": Source(
         name="kathleen",
-        days=using("kathleen"),
         files=(),
         folder="kathleen",
         unpacked_bytes=0,
@@ -360,7 +354,6 @@ SOURCES = {
     ),
     "noise": Source(
         name="esc10",
-        days=using("noise"),
         files=(),
         folder="noise",
         unpacked_bytes=0,
@@ -456,7 +449,7 @@ def require(name: str, root: Path | None = None) -> str:
         try:
             fetch(name, root)
         except DataError as e:
-            day, held = entry.days[0], entry.holds or entry.folder
+            day, held = using(name)[0], entry.holds or entry.folder
             raise DataError(
                 f"The data set {name} is not in {_shown(root)} and could not be fetched. Three ways on:\n"
                 f"  1. where there is network:    make fetch DAY={day}\n"

@@ -226,7 +226,9 @@ def sets(language: str = "en") -> str:
         licence = source.licence
         if language == "zh":
             licence = LICENCES_ZH.get(name, licence)
-        body.append([f"`{name}`", span(list(source.days), language), weight, licence])
+        body.append(
+            [f"`{name}`", span(list(days.using(name)), language), weight, licence]
+        )
     return tables.markdown(say("sets", language).split("|"), body)
 
 

@@ -211,18 +211,17 @@ def data_sets() -> Iterator[Check]:
     from .. import data
 
     for name, source in data.SOURCES.items():
-        which = ", ".join(map(str, source.days))
+        numbers = days.using(name)
+        which = ", ".join(map(str, numbers))
         if not data.is_here(name):
-            mend = f"for the study profile: make fetch DAY={source.days[0]}"
+            mend = f"for the study profile: make fetch DAY={numbers[0]}"
             yield Check("note", f"{name} (days {which}) is not here", mend)
             continue
         found = data.identify(name)
         known = "-other-" not in found
         folder = source.holds or source.folder
         folder = folder or next(iter(source.prints)).rsplit("/", 1)[0]
-        mend = (
-            f"delete {folder} in the data folder, then: make fetch DAY={source.days[0]}"
-        )
+        mend = f"delete {folder} in the data folder, then: make fetch DAY={numbers[0]}"
         yield Check(
             "OK" if known else "FAIL",
             f"{name} (days {which}) is {found}",
