@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .data import SPLITS, read_lines
 from .days import check_profile
-from .features import SAMPLE_RATE, add_noise, as_float
+from .features import SAMPLE_RATE, add_noise, as_float, change_microphone
 from .metrics import Difference, Interval, bootstrap_ratio
 from .speech import (
     Clips,
@@ -593,12 +593,14 @@ def draw_sequences(
 @dataclass(frozen=True)
 class Variation:
     """How training rows are varied: each word played up to the share `speed` faster or slower (pitch and vocal
-    tract go with it), and in a share `noisy` of the rows one of the recordings `noise` (joined, `(time,)`) at
-    5 to 30 dB."""
+    tract go with it), each row as through another microphone (`microphone` 1, see `features.change_microphone`;
+    0 for none), and in a share `noisy` of the rows one of the recordings `noise` (joined, `(time,)`) at 5 to
+    30 dB."""
 
     speed: float = 0.0
     noisy: float = 0.0
     noise: Tensor | None = None
+    microphone: float = 0.0
 
     def word(self, wave: Tensor, rng: np.random.Generator) -> Tensor:
         """One word `(time,)` at a speed of its own."""
@@ -608,7 +610,11 @@ class Variation:
         return F.interpolate(wave[None, None], length, mode="linear")[0, 0]
 
     def row(self, wave: Tensor, rng: np.random.Generator) -> Tensor:
-        """One row `(time,)`, perhaps in noise."""
+        """One row `(time,)`, perhaps by another microphone, perhaps in noise."""
+        if self.microphone:
+            generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+            strength = 4.0 * self.microphone, 0.3 * self.microphone
+            wave = change_microphone(wave[None], generator, *strength)[0]
         room = 0 if self.noise is None else len(self.noise) - len(wave)
         if room <= 0 or rng.random() >= self.noisy:
             return wave

@@ -160,7 +160,7 @@ COLUMNS = (
 OWN: dict[str, SpeakerSettings] = {
     "quick": SpeakerSettings(channels=16, batch_size=8, batches=4, epochs=2),
     "study": SpeakerSettings(channels=128, batches=50, epochs=20),
-    "full": SpeakerSettings(batch_size=128, batches=400, epochs=30),
+    "full": SpeakerSettings(channels=128, batch_size=128, batches=300, epochs=30),
 }
 """How the encoder of our own is trained; full on a GPU."""
 SPEEDS = (1.0, 0.9, 1.1)
@@ -275,15 +275,24 @@ def train_own(profile: str, path: Path, seed: int = 0) -> History:
     return history
 
 
-def load_own(seed: int = 0, device: torch.device | str = "cpu") -> SpeakerNet:
+def own_weights(profile: str, seed: int) -> str:
+    """The file's name: `speaker_net_0.safetensors`, of the full profile `speaker_net_full_0.safetensors`."""
+    return f"speaker_net_{'full_' * (profile == 'full')}{seed}.safetensors"
+
+
+def load_own(
+    seed: int = 0, device: torch.device | str = "cpu", profile: str = "study"
+) -> SpeakerNet:
     """The encoder of Day 13 that this repository ships, on `device` in evaluation mode: for every profile.
 
-    Raises FileNotFoundError with the command that makes it.
+    That of the study profile, trained on a CPU; with `profile` full the one trained on a GPU. Raises
+    FileNotFoundError with the command that makes it.
     """
-    path = days.get(13).folder / "checkpoints" / f"speaker_net_{seed}.safetensors"
+    path = days.get(13).folder / "checkpoints" / own_weights(profile, seed)
     if not path.is_file():
         raise FileNotFoundError(
-            f"Day 13's {path.name} is not here: python -m utils pretrain --day 13 --seed {seed}"
+            f"Day 13's {path.name} is not here: "
+            f"python -m utils pretrain --day 13 --seed {seed} --profile {profile}"
         )
     card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     encoder = SpeakerNet(card["settings"]["channels"])

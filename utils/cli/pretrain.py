@@ -25,7 +25,8 @@ def pretrain(
     elif day == 9 and not part:
         from ..models.wav2vec2 import pretrain_small
 
-        path = Path(output) if output else folder / "wav2vec2_small.safetensors"
+        name = "wav2vec2_small_full" if profile == "full" else "wav2vec2_small"
+        path = Path(output) if output else folder / f"{name}.safetensors"
         history = pretrain_small(profile, path, steps, seed)
     elif day == 11:
         from .. import cloning
@@ -33,9 +34,9 @@ def pretrain(
         path = Path(output) if output else cloning.weights_path(part, profile)
         history = cloning.train_own(part, profile, path, seed)
     elif day == 13:
-        from ..speakers import train_own
+        from ..speakers import own_weights, train_own
 
-        path = Path(output) if output else folder / f"speaker_net_{seed}.safetensors"
+        path = Path(output) if output else folder / own_weights(profile, seed)
         history = train_own(profile, path, seed)
     elif day == 14:
         from ..enhance import train_own

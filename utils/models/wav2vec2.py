@@ -28,15 +28,17 @@ from transformers import (
     Wav2Vec2ForPreTraining,
     Wav2Vec2Processor,
 )
-from transformers.models.wav2vec2.modeling_wav2vec2 import (
-    _compute_mask_indices,
-    _sample_negative_indices,
-)
 from transformers.utils import cached_file, logging
 
 from .. import asr, days, speech
 from ..asr import PAD, SEPARATOR, UNKNOWN, Batch, Errors, Vocabulary, WordModel
-from ..device import autocast, pick_device, seed_everything, synchronize
+from ..device import (
+    allow_tf32,
+    autocast,
+    pick_device,
+    seed_everything,
+    synchronize,
+)
 from ..features import SAMPLE_RATE, AudioError, as_float, read_audio, to_mono
 from ..logger import Run, progress
 from ..speech import Sentences
@@ -51,7 +53,9 @@ from ..training import (
 from ..weights import load_weights, save_weights, training_card
 
 SMALL_WEIGHTS = days.get(9).folder / "checkpoints" / "wav2vec2_small.safetensors"
-"""This repository's own pretrained weights, made by `python -m utils pretrain`."""
+FULL_WEIGHTS = SMALL_WEIGHTS.with_name("wav2vec2_small_full.safetensors")
+"""This repository's own pretrained weights, made by `python -m utils pretrain --day 9` on a CPU, and by the same
+network's full profile on a GPU."""
 
 # --- the network ------------------------------------------------------------------------------------
 
@@ -799,7 +803,7 @@ class Pretraining:
 PRETRAINING = {
     "quick": Pretraining(steps=20, batch_size=4, crop=1.0, every=10),
     "study": Pretraining(),
-    "full": Pretraining(steps=24_000, batch_size=64, crop=4.0, mixed=True),
+    "full": Pretraining(steps=10_000, batch_size=64, crop=4.0),
 }
 """quick rehearses on `tiny_config`; study is for a CPU in the background or a small GPU; full is for one H100."""
 
@@ -824,20 +828,34 @@ def pretraining_sound(profile: str) -> tuple[Tensor, dict[str, float]]:
 
 
 def draw_masks(
-    batch_size: int, frames: int, config: Wav2Vec2Config, settings: Pretraining
+    batch_size: int,
+    frames: int,
+    config: Wav2Vec2Config,
+    settings: Pretraining,
+    device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Which frames are hidden, `(batch, frames)`, and which others of the same crop each is told apart from.
 
-    The second is `(batch, frames, negatives)`: numbers into all frames of the batch, drawn among the
-    hidden ones. Both by the library's own functions, with NumPy's global random numbers.
+    `mask_prob * frames / mask_length` spans a crop (rounded up or down at random, at least 2) begin at
+    different frames and may overlap. The second is `(batch, frames, negatives)`: numbers into all frames of
+    the batch, drawn among the hidden ones, never the frame itself. With torch's random numbers, on `device`:
+    the library's own way, a loop over the crops in NumPy, takes as long as a GPU's whole step.
     """
-    mask = _compute_mask_indices(
-        (batch_size, frames), settings.mask_prob, settings.mask_length, min_masks=2
-    )
-    negatives = _sample_negative_indices(
-        (batch_size, frames), config.num_negatives, mask
-    )
-    return torch.from_numpy(mask), torch.from_numpy(negatives).long()
+    length = settings.mask_length
+    spans = max(2, int(settings.mask_prob * frames / length + torch.rand(()).item()))
+    chance = torch.rand(batch_size, frames - length + 1, device=device)
+    starts = chance.argsort(1)[:, :spans, None]
+    places = (starts + torch.arange(length, device=device)).flatten(1)
+    mask = torch.zeros(batch_size, frames, dtype=torch.bool, device=device)
+    mask.scatter_(1, places, True)
+    hidden_first = (~mask).byte().argsort(dim=1, stable=True)
+    others = mask.sum(1)[:, None, None] - 1
+    drawn = torch.rand(batch_size, frames, config.num_negatives, device=device)
+    drawn = torch.minimum((drawn * others).long(), others - 1)
+    drawn += drawn >= mask.cumsum(1)[..., None] - 1  # leave itself out
+    negatives = hidden_first.gather(1, drawn.flatten(1)).view_as(drawn)
+    first = frames * torch.arange(batch_size, device=device)
+    return mask, negatives + first[:, None, None]
 
 
 def pretrain(
@@ -891,13 +909,11 @@ def pretrain(
             curves: dict[str, list[Tensor]] = {}
             began = time.perf_counter()
             for step in range(first, last):
-                # while the device still works on the step before
                 mask, negatives = draw_masks(
-                    settings.batch_size, frames, config, settings
+                    settings.batch_size, frames, config, settings, device
                 )
                 at = torch.randint(0, len(sound) - length + 1, (settings.batch_size, 1))
                 crops = as_float(sound[at.to(device) + inside])
-                mask, negatives = mask.to(device), negatives.to(device)
                 share = min(1.0, step / (0.7 * settings.steps))
                 model.set_gumbel_temperature(2.0 * 0.25**share)
                 with autocast(device, settings.mixed):
@@ -975,6 +991,7 @@ def pretrain_small(profile: str, path: Path, steps: int | None = None, seed: int
         settings = replace(settings, steps=steps)
     sound, hours = pretraining_sound(profile)
     device = pick_device()
+    allow_tf32(device)
     seed_everything(seed)
     config = tiny_config() if profile == "quick" else small_config()
     model = Wav2Vec2ForPreTraining(config).to(device)

@@ -13,10 +13,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .. import asr, days, speech
-from ..device import pick_device, seed_everything
+from ..device import allow_tf32, pick_device, seed_everything
 from ..features import SAMPLE_RATE, joined
 from ..logger import Run, RunLogger, read_table
 from ..models.wav2vec2 import (
+    FULL_WEIGHTS,
     PRETRAIN_COLUMNS,
     SMALL_WEIGHTS,
     FineTuning,
@@ -50,7 +51,8 @@ class Recipe:
     A batch holds at most `seconds` of sound, padding included. Nothing is frozen, and in the grid nothing dropped:
     so few steps cannot overfit, and random weights need all gradient that they can get. `mask` is SpecAugment's
     share of frames, `head_lr` the rate of the letters' layer alone. `different` lessons of a kind are drawn before
-    the first comes again; `speed` and `noisy` vary them (`asr.Variation`), `dropout` is that of the hidden layers.
+    the first comes again; `speed`, `noisy` and `microphone` vary them (`asr.Variation`), `dropout` is that of the
+    hidden layers.
     """
 
     short: int = 5
@@ -65,6 +67,7 @@ class Recipe:
     different: int = 8
     speed: float = 0.0
     noisy: float = 0.0
+    microphone: float = 0.0
 
     @property
     def epochs(self) -> list[tuple[int, tuple[int, int]]]:
@@ -79,7 +82,9 @@ class Recipe:
         lessons = f"{short}x{first} short, {long}x{second} long"
         if self.different < max(short, long):
             lessons += f", {self.different} different"
-        varied = {k: getattr(self, k) for k in ("speed", "noisy", "dropout")}
+        varied = {
+            k: getattr(self, k) for k in ("speed", "noisy", "microphone", "dropout")
+        }
         lessons += "".join(f", {k} {v:g}" for k, v in varied.items() if v)
         return {
             "lr": self.lr, "head_lr": self.head_lr, "batch_size": self.batch_size, "mask": self.mask,
@@ -89,9 +94,9 @@ class Recipe:
     def lessons(self, words: Words, labels: float) -> list[Sentences]:
         """What each epoch is taught, from the clips of the share `labels` of the training speakers."""
         varied = None
-        if self.speed or self.noisy:
+        if self.speed or self.noisy or self.microphone:
             noise = joined(words.train_noise).cpu()
-            varied = asr.Variation(self.speed, self.noisy, noise)
+            varied = asr.Variation(self.speed, self.noisy, noise, self.microphone)
         return asr.curriculum(words, self.epochs, labels, self.different, varied)
 
     @property
@@ -118,8 +123,8 @@ LONG = {
         short=18, long=30, dropout=0.1, different=100, speed=0.15, noisy=0.3
     ),
     "full": Recipe(
-        short=20, long=100, sequences=(6000, 3000), seconds=120.0, batch_size=64, mask=0.05,
-        dropout=0.1, different=16, speed=0.15, noisy=0.3,
+        short=10, long=40, sequences=(4000, 4000), seconds=240.0, batch_size=64,
+        dropout=0.1, different=20, speed=0.15, noisy=0.3, microphone=1.0,
     ),
 }  # fmt: skip
 """The recogniser that Day 9 ships: the pretrained weights, all labels, and many times the grid's steps.
@@ -132,9 +137,11 @@ of a short sequence, and learning began late."""
 def build(
     profile: str, init: str, seed: int = 0, mask: float = 0.0, dropout: float = 0.0
 ) -> Recogniser:
-    """A recogniser to train: `random` or `pretrained` (in quick both are tiny and random)."""
+    """A recogniser to train: `random`, `pretrained` (by the study profile, on a CPU) or `pretrained, full` (on a
+    GPU); in quick all are tiny and random."""
     seed_everything(seed)
-    source: Any = small_config() if init == "random" else SMALL_WEIGHTS
+    weights = {"pretrained": SMALL_WEIGHTS, "pretrained, full": FULL_WEIGHTS}
+    source: Any = small_config() if init == "random" else weights[init]
     if profile == "quick":
         source = tiny_config()
     return load_recogniser(
@@ -269,14 +276,14 @@ def train_words(profile: str, path: Path, seed: int = 0) -> History:
     The row has the validation alone; the notebook tests the recogniser once.
     """
     recipe = LONG[profile]
+    init = "pretrained, full" if profile == "full" else "pretrained"
     words, corpus, log = material(profile)
-    chosen = configuration(
-        profile, "connected words, shipped", "pretrained", 1.0, recipe
-    )
+    allow_tf32(log.device)
+    chosen = configuration(profile, "connected words, shipped", init, 1.0, recipe)
     with log.run(role="sweep", seed=seed, **chosen) as run:
         recogniser, history = train(
-            profile, "pretrained", 1.0, words, corpus, seed, recipe, run=run
+            profile, init, 1.0, words, corpus, seed, recipe, run=run
         )
         run.result(**results(recogniser, history, words, 1.0))
-    keep(path, log, recogniser, history, recipe, "pretrained", seed)
+    keep(path, log, recogniser, history, recipe, init, seed)
     return history
