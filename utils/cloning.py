@@ -78,9 +78,9 @@ class Vocoding:
 SYNTHESIS = {
     "quick": Synthesis(steps=12, batch_size=8, longest=4.0, most=2, every=6),
     "study": Synthesis(steps=2500, lr=4e-3),
-    "full": Synthesis(steps=5000, batch_size=64, lr=2e-3, every=500),
+    "full": Synthesis(steps=3000, batch_size=64, lr=3e-3, every=300),
 }
-MORE = {"quick": 12, "study": 1000, "full": 3000}
+MORE = {"quick": 12, "study": 1000, "full": 1500}
 """Steps of `voices`, which goes on from what `kathleen` learned, by profile."""
 VOCODING = {
     "quick": Vocoding(steps=10, batch_size=2, frames=16, every=5),
@@ -92,7 +92,7 @@ SIZES: dict[str, TacotronConfig] = {
         encoder=32, decoder=32, attention=16, prenet=16, postnet=16, speaker=8
     ),
     "study": TacotronConfig(decoder=384, postnet=128, dropout=0.1),
-    "full": TacotronConfig(r=2, dropout=0.3),
+    "full": TacotronConfig(r=2, dropout=0.2),
 }
 GLOWS: dict[str, WaveGlowConfig] = {
     "quick": WaveGlowConfig(flows=4, layers=2, channels=16, condition=16),

@@ -160,7 +160,7 @@ COLUMNS = (
 OWN: dict[str, SpeakerSettings] = {
     "quick": SpeakerSettings(channels=16, batch_size=8, batches=4, epochs=2),
     "study": SpeakerSettings(channels=128, batches=50, epochs=20),
-    "full": SpeakerSettings(channels=128, batch_size=128, batches=300, epochs=30),
+    "full": SpeakerSettings(channels=128, batch_size=128, batches=125, epochs=16),
 }
 """How the encoder of our own is trained; full on a GPU."""
 SPEEDS = (1.0, 0.9, 1.1)

@@ -803,7 +803,7 @@ class Pretraining:
 PRETRAINING = {
     "quick": Pretraining(steps=20, batch_size=4, crop=1.0, every=10),
     "study": Pretraining(),
-    "full": Pretraining(steps=10_000, batch_size=64, crop=4.0),
+    "full": Pretraining(steps=7500, batch_size=64, crop=4.0),
 }
 """quick rehearses on `tiny_config`; study is for a CPU in the background or a small GPU; full is for one H100."""
 

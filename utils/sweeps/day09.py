@@ -123,7 +123,7 @@ LONG = {
         short=18, long=30, dropout=0.1, different=100, speed=0.15, noisy=0.3
     ),
     "full": Recipe(
-        short=10, long=40, sequences=(4000, 4000), seconds=240.0, batch_size=64,
+        short=6, long=24, sequences=(4000, 4000), seconds=240.0, batch_size=64,
         dropout=0.1, different=20, speed=0.15, noisy=0.3, microphone=1.0,
     ),
 }  # fmt: skip
