@@ -80,7 +80,7 @@ SYNTHESIS = {
     "study": Synthesis(steps=2500, lr=4e-3),
     "full": Synthesis(steps=3000, batch_size=64, lr=3e-3, every=300),
 }
-MORE = {"quick": 12, "study": 1000, "full": 1500}
+MORE = {"quick": 12, "study": 1000, "full": 900}
 """Steps of `voices`, which goes on from what `kathleen` learned, by profile."""
 VOCODING = {
     "quick": Vocoding(steps=10, batch_size=2, frames=16, every=5),

@@ -1,4 +1,4 @@
-"""Day 9's grid: random against pretrained weights, at three shares of the labels. `python -m utils sweep --day 9`.
+"""Day 9's grid: random against pretrained weights, at three shares of the labels: `python -m utils sweep --day 9`.
 
 No search: six trainings by one recipe, that are to be compared. Each takes some ten minutes of a CPU core.
 """
@@ -38,10 +38,10 @@ COLUMNS = (
     "val_loss", "val_wer", "val_cer", "val_blanks", "wer", "cer", "accuracy", "substitutions",
     "deletions", "insertions", "decoder", "val_curve",
 )  # fmt: skip
-CELLS = tuple(
-    (init, labels) for init in ("random", "pretrained") for labels in (1.0, 0.3, 0.1)
-)
-"""What is compared: the weights to begin with, and the share of the training speakers whose labels are used."""
+BEGINNINGS = ("random", "pretrained", "pretrained, full")
+CELLS = tuple((init, labels) for init in BEGINNINGS for labels in (1.0, 0.3, 0.1))
+"""What is compared: the weights to begin with (random, or pretrained by the study or the full profile), and the
+share of the training speakers whose labels are used."""
 
 
 @dataclass(frozen=True)
@@ -224,11 +224,8 @@ def test(recogniser: Recogniser, corpus: Corpus, run: Run) -> None:
 
 def shipped(profile: str, init: str = "pretrained") -> Path:
     """Where the recogniser of a cell with all labels is kept, with its card."""
-    return (
-        days.get(9).output(profile)
-        / "checkpoints"
-        / f"connected_words_{init}.safetensors"
-    )
+    name = f"connected_words_{init.replace(', ', '_')}.safetensors"
+    return days.get(9).output(profile) / "checkpoints" / name
 
 
 def cell(
