@@ -38,8 +38,12 @@ COLUMNS = (
     "val_loss", "val_wer", "val_cer", "val_blanks", "wer", "cer", "accuracy", "substitutions",
     "deletions", "insertions", "decoder", "val_curve",
 )  # fmt: skip
-BEGINNINGS = ("random", "pretrained", "pretrained, full")
-CELLS = tuple((init, labels) for init in BEGINNINGS for labels in (1.0, 0.3, 0.1))
+SHARES = {
+    "random": (1.0, 0.3, 0.1),
+    "pretrained": (1.0, 0.3, 0.1),
+    "pretrained, full": (1.0, 0.1),
+}
+CELLS = tuple((init, labels) for init, some in SHARES.items() for labels in some)
 """What is compared: the weights to begin with (random, or pretrained by the study or the full profile), and the
 share of the training speakers whose labels are used."""
 
