@@ -410,6 +410,21 @@ def test_varied_rows_say_the_same_at_other_speeds_and_some_in_noise():
     assert kind.row(longer, np.random.default_rng(0)).std() == 0
 
 
+def test_another_microphone_colours_a_row_and_comes_again():
+    row = torch.randn(16_000, generator=torch.Generator().manual_seed(0))
+    kind = asr.Variation(microphone=1.0)
+
+    def colour(seed):
+        heard = kind.row(row, np.random.default_rng(seed))
+        gain = torch.fft.rfft(heard).abs() / torch.fft.rfft(row).abs()
+        return 20 * gain.clamp(min=1e-6).log10()
+
+    assert torch.equal(colour(1), colour(1))
+    assert (colour(1) - colour(2)).abs().mean() > 1  # dB
+    # a frequency response: neighbouring frequencies are changed alike
+    assert colour(1).diff().abs().mean() < 0.1
+
+
 def test_a_share_of_the_labels_is_a_share_of_the_speakers():
     words = sample_words()
     some = asr.share_of_speakers(words.train, 0.3)

@@ -56,6 +56,15 @@ def test_same_seed_same_numbers():
     assert c == f
 
 
+def test_tf32_is_for_gpus_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    dev.allow_tf32(torch.device("cpu"))
+    assert asked == []
+    dev.allow_tf32(torch.device("cuda"))
+    assert asked == ["high"]
+
+
 def test_autocast_is_on_only_where_it_gains(monkeypatch):
     cpu = torch.device("cpu")
     for gains, wanted in ((True, torch.bfloat16), (False, torch.float32)):

@@ -138,8 +138,13 @@ def test_the_encoder_that_judges_is_the_shipped_one():
     vectors = encoder.embed([NOISE, NOISE[:SAMPLE_RATE]])
     assert vectors.shape == (2, 192)
     assert not encoder.training
+    longer = speakers.load_own(profile="full").embed([NOISE])
+    assert longer.shape == (1, 192)
+    assert not torch.allclose(longer[0], vectors[0], atol=1e-3)
     with pytest.raises(FileNotFoundError, match="pretrain --day 13 --seed 99"):
         speakers.load_own(seed=99)
+    with pytest.raises(FileNotFoundError, match="--seed 99 --profile full"):
+        speakers.load_own(seed=99, profile="full")
 
 
 def test_the_first_epoch_again_is_that_of_the_card(tmp_path, monkeypatch):

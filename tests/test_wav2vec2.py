@@ -602,9 +602,13 @@ def test_pretraining_lowers_its_loss_and_goes_on_after_a_kill(tmp_path, monkeypa
 
 def test_negatives_are_other_hidden_frames_of_the_same_crop():
     config = tiny_config()
+    torch.manual_seed(0)
     mask, negatives = w2v.draw_masks(3, 50, config, Pretraining())
     assert mask.shape == (3, 50)
     assert 0.3 < mask.float().mean() < 0.7
+    for row in mask.int().tolist():  # spans of ten, alone or grown together
+        runs = "".join(map(str, row)).split("0")
+        assert min(len(run) for run in runs if run) >= 10
     assert negatives.shape == (3, 50, config.num_negatives)
     for b in range(3):
         for t in torch.nonzero(mask[b]).flatten().tolist():
@@ -612,6 +616,11 @@ def test_negatives_are_other_hidden_frames_of_the_same_crop():
             assert ((drawn // 50) == b).all()
             assert mask[b][drawn % 50].all()
             assert (drawn % 50 != t).all()
+    drawn = torch.cat([w2v.draw_masks(64, 50, config, Pretraining())[1][:, 20]
+                       for _ in range(40)]) % 50  # fmt: skip
+    counts = drawn.flatten().bincount(minlength=50)
+    assert counts[20] == 0
+    assert (counts[torch.arange(50) != 20] > 0).all()  # any other may be drawn
 
 
 def test_the_command_pretrains_and_the_sweep_fine_tunes(tmp_path, monkeypatch, capsys):
