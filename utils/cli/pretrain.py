@@ -23,10 +23,10 @@ def pretrain(
         path = Path(output) if output else folder / "connected_words.safetensors"
         history = train_words(profile, path, seed)
     elif day == 9 and not part:
-        from ..models.wav2vec2 import pretrain_small
+        from ..models.wav2vec2 import FULL_WEIGHTS, SMALL_WEIGHTS, pretrain_small
 
-        name = "wav2vec2_small_full" if profile == "full" else "wav2vec2_small"
-        path = Path(output) if output else folder / f"{name}.safetensors"
+        weights = FULL_WEIGHTS if profile == "full" else SMALL_WEIGHTS
+        path = Path(output) if output else folder / weights.name
         history = pretrain_small(profile, path, steps, seed)
     elif day == 11:
         from .. import cloning

@@ -805,7 +805,7 @@ PRETRAINING = {
     "study": Pretraining(),
     "full": Pretraining(steps=7500, batch_size=64, crop=4.0),
 }
-"""quick rehearses on `tiny_config`; study is for a CPU in the background or a small GPU; full is for one H100."""
+"""quick rehearses on `tiny_config`; study is for a CPU in the background or a small GPU; full is for one GPU."""
 
 
 def pretraining_sound(profile: str) -> tuple[Tensor, dict[str, float]]:
@@ -839,7 +839,7 @@ def draw_masks(
     `mask_prob * frames / mask_length` spans a crop (rounded up or down at random, at least 2) begin at
     different frames and may overlap. The second is `(batch, frames, negatives)`: numbers into all frames of
     the batch, drawn among the hidden ones, never the frame itself. With torch's random numbers, on `device`:
-    the library's own way, a loop over the crops in NumPy, takes as long as a GPU's whole step.
+    during the library's own way, a loop over the crops in NumPy, a GPU would wait.
     """
     length = settings.mask_length
     spans = max(2, int(settings.mask_prob * frames / length + torch.rand(()).item()))

@@ -1,6 +1,6 @@
 """Day 9's grid: random against pretrained weights, at three shares of the labels: `python -m utils sweep --day 9`.
 
-No search: six trainings by one recipe, that are to be compared. Each takes some ten minutes of a CPU core.
+No search: eight trainings by one recipe, that are to be compared. Each takes some quarter of an hour of a core.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ LONG = {
         dropout=0.1, different=20, speed=0.15, noisy=0.3, microphone=1.0,
     ),
 }  # fmt: skip
-"""The recogniser that Day 9 ships: the pretrained weights, all labels, and many times the grid's steps.
+"""The recogniser that Day 9 ships: the pretrained weights, all labels, and many more or larger batches.
 
 Without variation (16 and 24 lessons, eight of each kind different, no dropout) it learned them by heart: training
 loss 0.05, on validation 0.51 and rising, WER 16 %. No masks in study: at least two spans of 200 ms are a quarter
