@@ -135,6 +135,39 @@ def test_beam_search_is_the_sum_over_all_alignments(seed, with_model):
         assert h.score == pytest.approx(wanted[h.text], abs=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("with_model", [False, True])
+def test_with_a_list_of_words_nothing_else_is_written(seed, with_model):
+    g = torch.Generator().manual_seed(seed)
+    log_probs = (2 * torch.randn(5, 4, generator=g)).double().log_softmax(-1)
+    known = ["AB", "B", "AA"]
+    model = WordModel(["B AB", "AB AA", "B"], order=2) if with_model else None
+    every = brute_force(log_probs, TINY, model, alpha=0.8, beta=0.3)
+    wanted = {t: s for t, s in every.items() if set(t.split()) <= set(known)}
+    found = beam_search(
+        log_probs,
+        TINY,
+        10_000,
+        model,
+        alpha=0.8,
+        beta=0.3,
+        floor=-math.inf,
+        words=known,
+    )
+    assert {h.text: pytest.approx(h.score, abs=1e-9) for h in found} == wanted
+    assert beam_search(log_probs[:0], TINY, words=known)[0].text == ""
+    with pytest.raises(ValueError, match="empty list"):
+        beam_search(log_probs, TINY, words=[])
+
+
+def test_a_word_that_was_not_finished_is_not_said():
+    log_probs = torch.full((1, 4), 1e-6).log()
+    log_probs[0, 2] = 0.0  # A, and there is no word A
+    assert beam_search(log_probs, TINY, 1)[0].text == "A"
+    (found,) = beam_search(log_probs, TINY, 1, words=["AB"])
+    assert (found.text, found.score) == ("", -math.inf)
+
+
 def test_beam_search_sums_what_greedy_cannot():
     """`A` and blank share the frames so that each frame favours the blank, but all paths together favour A."""
     log_probs = torch.tensor([[0.6, 1e-9, 0.4, 1e-9]] * 2).log()

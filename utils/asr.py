@@ -8,7 +8,7 @@ import math
 import random
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -209,35 +209,48 @@ def beam_search(
     alpha: float = 0.5,
     beta: float = 1.0,
     floor: float = -12.0,
+    words: Collection[str] | None = None,
 ) -> list[Hypothesis]:
     """Prefix beam search over one utterance, the best hypothesis first (Hannun et al., 2014, arXiv:1408.2873).
 
     `log_probs` `(time, symbols)` natural logarithms. All alignments that spell the same words are
     summed up. With a `model` each finished word adds `alpha` times its log probability and `beta`.
-    Letters below `floor` in a frame are not tried there; `beam` prefixes live on after each frame.
+    Letters below `floor` in a frame are not tried there; `beam` prefixes live on after each frame. With a list
+    of `words` (a lexicon) no other word can be written: a prefix that begins none of them takes no place in the
+    beam, and an unfinished last word is left out. Raises ValueError for an empty list.
     """
+    if words is not None and not words:
+        raise ValueError("an empty list of words leaves nothing to write")
     blank, letters = vocabulary.blank, vocabulary.letters
     space = vocabulary.symbols.index(SEPARATOR)
+    starts = {word[:n] for word in words or () for n in range(1, len(word) + 1)}
     alive: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, -math.inf)}
     spelled: dict[tuple[int, ...], tuple[tuple[str, ...], str, float]] = {
         (): ((), "", 0.0)
     }  # prefix: finished words, letters of the word begun, what the words have added
 
-    def closed(words: tuple[str, ...], begun: str, bonus: float):
+    def closed(said: tuple[str, ...], begun: str, bonus: float):
         if model and begun:
-            bonus += alpha * model.log_prob(begun, words) + beta
-        return ((*words, begun) if begun else words), "", bonus
+            bonus += alpha * model.log_prob(begun, said) + beta
+        return ((*said, begun) if begun else said), "", bonus
 
     def spell(prefix: tuple[int, ...]) -> float:
         """What the words of the prefix add to its score."""
         if prefix not in spelled:
-            words, begun, bonus = spelled[prefix[:-1]]
+            said, begun, bonus = spelled[prefix[:-1]]
             spelled[prefix] = (
-                closed(words, begun, bonus)
+                closed(said, begun, bonus)
                 if prefix[-1] == space
-                else (words, begun + vocabulary.symbols[prefix[-1]], bonus)
+                else (said, begun + vocabulary.symbols[prefix[-1]], bonus)
             )
         return spelled[prefix][2]
+
+    def may_follow(prefix: tuple[int, ...], i: int) -> bool:
+        """Whether the prefix with one more letter still begins words of the list."""
+        begun = spelled[prefix][1]
+        if words is None or (i == space and not begun):
+            return True
+        return begun in words if i == space else begun + vocabulary.symbols[i] in starts
 
     for row in log_probs.double().cpu().tolist():
         tried = [i for i in letters if row[i] > floor]
@@ -251,6 +264,8 @@ def beam_search(
                 if prefix and prefix[-1] == i:
                     same[1] = _log_add(same[1], in_letter + row[i])
                     before = in_blank  # a twin letter needs a blank between
+                if not may_follow(prefix, i):
+                    continue
                 longer = grown.setdefault((*prefix, i), [-math.inf, -math.inf])
                 longer[1] = _log_add(longer[1], before + row[i])
         scored = ((_log_add(*p) + spell(q), q) for q, p in grown.items())
@@ -258,11 +273,14 @@ def beam_search(
         alive = {q: (grown[q][0], grown[q][1]) for _, q in ranked[:beam]}
     heard: dict[str, float] = {}
     added: dict[str, float] = {}
+    if words is not None:  # what is unfinished was not said
+        alive = {q: p for q, p in alive.items() if spelled[q][1] in ("", *words)}
+        alive = alive or {(): (-math.inf, -math.inf)}
     for prefix, p in alive.items():
-        words, _, bonus = closed(*spelled[prefix])
+        said, _, bonus = closed(*spelled[prefix])
         if model:
-            bonus += alpha * model.log_prob(model.END, words)
-        text = " ".join(words)  # the same for one separator and for several
+            bonus += alpha * model.log_prob(model.END, said)
+        text = " ".join(said)  # the same for one separator and for several
         heard[text] = _log_add(heard.get(text, -math.inf), _log_add(*p))
         added[text] = bonus
     found = [Hypothesis(text, p + added[text]) for text, p in heard.items()]

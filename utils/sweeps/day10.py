@@ -32,6 +32,8 @@ from ..models.wav2vec2 import (
 from ..speech import Corpus
 from .day09 import shipped
 
+BEGIN = "pretrained, full"
+"""Whose weights the trials go on from: Day 9's short training of all labels by this row of its grid."""
 BUDGET = {
     "quick": {"trials": 2, "epochs": 2, "train": 24},
     "study": {"trials": 16, "epochs": 6, "train": 400},
@@ -72,14 +74,14 @@ def suggest(trial: Trial) -> dict[str, Any]:
 
 
 def build(profile: str, device: torch.device) -> Recogniser:
-    """What is tuned: the recogniser that Day 9's short training from pretrained weights left.
+    """What is tuned: the recogniser that Day 9's short training from the GPU's pretrained weights left.
 
     From a new head and so few sequences a trial would spend its epochs at nothing but blanks. It was trained
     without dropout and masks; now that it reads, both are on, since Day 9's long training fell far lower in
     training than in validation. In quick a tiny random network stands for it.
     """
     seed_everything(0)
-    source = tiny_config() if profile == "quick" else shipped("study")
+    source = tiny_config() if profile == "quick" else shipped("study", BEGIN)
     return load_recogniser(
         source,
         device=device,
