@@ -122,6 +122,20 @@ def test_committed_notebook_is_a_lesson(day):
 
 
 @pytest.mark.parametrize("day", [d for d in HERE if d.number < 15], ids=by_name)
+def test_the_rows_that_a_notebook_shows_are_those_of_its_table(day):
+    known = {r["run"] for r in read_table(day.folder / f"{day.name}_params.csv")}
+    _, code = code_cells(day)
+    tables = [o for c in code if "log.show(" in c.source for o in c.outputs]
+    shown = {
+        run
+        for output in tables
+        for run in re.findall(r"^([0-9a-f]{10})\b", output.data["text/plain"], re.M)
+    }
+    assert shown
+    assert shown <= known, sorted(shown - known)
+
+
+@pytest.mark.parametrize("day", [d for d in HERE if d.number < 15], ids=by_name)
 def test_published_rows_come_from_committed_code_and_real_data(day):
     rows = read_table(day.folder / f"{day.name}_params.csv")
     assert any(r["role"] == "headline" for r in rows)
