@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -44,6 +45,7 @@ from utils.speakers import (
     validation_eer,
     verify,
     voice_augmentation,
+    voice_directions,
 )
 from utils.speech import librispeech, read_sample
 from utils.weights import load_weights
@@ -263,6 +265,28 @@ def test_a_small_training_learns_and_resumes(tmp_path):
     assert resumed.column("train_loss") == pytest.approx(losses, rel=1e-4)
     for a, b in zip(net.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_training_on_begins_where_the_encoder_puts_the_voices():
+    samples, starts, lengths, speakers, waves = two_tone_speakers()
+    packed = samples, starts, lengths, speakers
+
+    def train(settings, **more):
+        torch.manual_seed(0)
+        return train_speaker_net(
+            *packed, None, settings, mixed=False, bar=False, **more
+        )
+
+    net, _ = train(SMALL)
+    aims = voice_directions(net, *packed)
+    names = sorted(set(speakers))
+    assert aims.shape == (len(names), net.dim)
+    own = aims[[names.index(s) for s in speakers]]
+    assert (net.embed(waves) * own).sum(1).min() > 0.5
+    careful = dataclasses.replace(SMALL, epochs=1, lr=1e-4)
+    _, lost = train(careful, encoder=copy.deepcopy(net))
+    _, aimed = train(careful, encoder=copy.deepcopy(net), directions=aims)
+    assert aimed.epochs[0]["train_loss"] < 0.5 * lost.epochs[0]["train_loss"]
 
 
 def test_the_shipped_training_repeats_itself(tmp_path, monkeypatch):

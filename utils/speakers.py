@@ -120,12 +120,16 @@ def train_speaker_net(
     augment: Augment | None = None,
     *,
     encoder: SpeakerNet | None = None,
+    directions: Tensor | None = None,
     seed: int = 0,
     run: Run | None = None,
     mixed: bool = True,
     **more: Any,
 ) -> tuple[SpeakerNet, History]:
     """Train a SpeakerNet with AAM-softmax on crops of packed utterances: from random weights, or `encoder` on.
+
+    An encoder that is trained on should be given `directions` `(speakers, dim)`, in the order of the sorted names,
+    such as `voice_directions` finds: random ones pull at weights that were good.
 
     `samples` int16 `(all samples,)` on the device to train on; utterance i begins at `starts[i]`, has
     `lengths[i]` samples and is by `speakers[i]`. `validate(encoder)` is asked after each epoch, e.g. with
@@ -141,12 +145,41 @@ def train_speaker_net(
     )  # fmt: skip
     encoder = encoder or SpeakerNet(settings.channels)
     model = SpeakerClassifier(encoder, len(names)).to(samples.device)
+    if directions is not None:
+        with torch.no_grad():
+            model.directions.copy_(directions)
     history = fit_one_cycle(
         model, batches, settings.optimizer, settings.lr, settings.epochs, run=run,
         loss_fn=partial(aam_softmax, margin=settings.margin, scale=settings.scale),
         validate=(lambda m: validate(m.encoder)) if validate else None, mixed=mixed, **more,
     )  # fmt: skip
     return encoder, history
+
+
+def voice_directions(
+    encoder: SpeakerNet,
+    samples: Tensor,
+    starts: Sequence[int] | np.ndarray,
+    lengths: Sequence[int] | np.ndarray,
+    speakers: Sequence[str],
+    most: int = 4,
+    seconds: float = 4.0,
+) -> Tensor:
+    """Where the encoder already puts each training speaker: unit vectors `(speakers, dim)`, by sorted names.
+
+    The mean over the first `seconds` of up to `most` utterances of each; the arguments are those of
+    `train_speaker_net`.
+    """
+    numbers: dict[str, list[int]] = {name: [] for name in sorted(set(speakers))}
+    for i, name in enumerate(speakers):
+        if len(numbers[name]) < most:
+            numbers[name].append(i)
+    size = round(seconds * SAMPLE_RATE)
+    means = []
+    for some in numbers.values():
+        waves = [samples[starts[i] : starts[i] + min(lengths[i], size)] for i in some]
+        means.append(encoder.embed(waves).mean(0))
+    return F.normalize(torch.stack(means), dim=1)
 
 
 # --- the encoder that Day 13 ships --------------------------------------------------------------------
