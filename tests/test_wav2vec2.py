@@ -394,6 +394,8 @@ def test_two_clips_are_learned_by_heart():
     assert found.outputs == some.texts
     assert 0 < found.blanks < 1
     assert transcribe(recogniser, some.wave(0), beam=8) == "AB CA"
+    assert transcribe(recogniser, some.wave(0), words=["AB", "CA"]) == "AB CA"
+    assert set(transcribe(recogniser, some.wave(0), words=["CB"]).split()) <= {"CB"}
 
 
 def weights(recogniser):

@@ -526,9 +526,9 @@ def transcribe(
 ) -> str:
     """What was said in a file, or in samples `(time,)` or `(channels, time)` at `rate` Hz, at any rate.
 
-    Greedy, or with a word `model` by beam search (`beam` goes to `asr.beam_search`). Longer recordings
-    are cut at quiet places into pieces of at most `most` s. Raises AudioError for what is no sound or is
-    shorter than one frame (25 ms).
+    Greedy, or by beam search with a word `model` or whatever else `asr.beam_search` takes (`beam`; a list of
+    `words`, which alone can then be written). Longer recordings are cut at quiet places into pieces of at
+    most `most` s. Raises AudioError for what is no sound or is shorter than one frame (25 ms).
     """
     wave = read_audio(sound) if isinstance(sound, (str, Path)) else to_mono(sound, rate)
     config, vocabulary = recogniser.config, recogniser.vocabulary
