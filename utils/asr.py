@@ -223,7 +223,8 @@ def beam_search(
         raise ValueError("an empty list of words leaves nothing to write")
     blank, letters = vocabulary.blank, vocabulary.letters
     space = vocabulary.symbols.index(SEPARATOR)
-    starts = {word[:n] for word in words or () for n in range(1, len(word) + 1)}
+    known = {"", *(words or ())}
+    starts = {word[:n] for word in known for n in range(1, len(word) + 1)}
     alive: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, -math.inf)}
     spelled: dict[tuple[int, ...], tuple[tuple[str, ...], str, float]] = {
         (): ((), "", 0.0)
@@ -248,9 +249,9 @@ def beam_search(
     def may_follow(prefix: tuple[int, ...], i: int) -> bool:
         """Whether the prefix with one more letter still begins words of the list."""
         begun = spelled[prefix][1]
-        if words is None or (i == space and not begun):
+        if words is None:
             return True
-        return begun in words if i == space else begun + vocabulary.symbols[i] in starts
+        return begun in known if i == space else begun + vocabulary.symbols[i] in starts
 
     for row in log_probs.double().cpu().tolist():
         tried = [i for i in letters if row[i] > floor]
@@ -274,7 +275,7 @@ def beam_search(
     heard: dict[str, float] = {}
     added: dict[str, float] = {}
     if words is not None:  # what is unfinished was not said
-        alive = {q: p for q, p in alive.items() if spelled[q][1] in ("", *words)}
+        alive = {q: p for q, p in alive.items() if spelled[q][1] in known}
         alive = alive or {(): (-math.inf, -math.inf)}
     for prefix, p in alive.items():
         said, _, bonus = closed(*spelled[prefix])
