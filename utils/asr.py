@@ -217,7 +217,7 @@ def beam_search(
     summed up. With a `model` each finished word adds `alpha` times its log probability and `beta`.
     Letters below `floor` in a frame are not tried there; `beam` prefixes live on after each frame. With a list
     of `words` (a lexicon) no other word can be written: a prefix that begins none of them takes no place in the
-    beam, and an unfinished last word is left out. Raises ValueError for an empty list.
+    beam, and a text that ends within a word does not count. Raises ValueError for an empty list.
     """
     if words is not None and not words:
         raise ValueError("an empty list of words leaves nothing to write")
@@ -249,8 +249,6 @@ def beam_search(
     def may_follow(prefix: tuple[int, ...], i: int) -> bool:
         """Whether the prefix with one more letter still begins words of the list."""
         begun = spelled[prefix][1]
-        if words is None:
-            return True
         return begun in known if i == space else begun + vocabulary.symbols[i] in starts
 
     for row in log_probs.double().cpu().tolist():
@@ -265,7 +263,7 @@ def beam_search(
                 if prefix and prefix[-1] == i:
                     same[1] = _log_add(same[1], in_letter + row[i])
                     before = in_blank  # a twin letter needs a blank between
-                if not may_follow(prefix, i):
+                if words is not None and not may_follow(prefix, i):
                     continue
                 longer = grown.setdefault((*prefix, i), [-math.inf, -math.inf])
                 longer[1] = _log_add(longer[1], before + row[i])

@@ -35,7 +35,14 @@ from .models.keywords import count_parameters
 from .models.speaker import Embedder, SpeakerClassifier, SpeakerNet, aam_softmax
 from .speech import Corpus, Sentences, librispeech, noises, speech_commands
 from .training import History, fit_one_cycle
-from .verification import Calibration, all_pairs, calibrate, cosine_scores, eer
+from .verification import (
+    Calibration,
+    all_pairs,
+    calibrate,
+    cosine_scores,
+    eer,
+    mean_embeddings,
+)
 from .weights import load_weights, save_weights, training_card
 
 SHORTEST = 0.5
@@ -170,16 +177,15 @@ def voice_directions(
     The mean over the first `seconds` of up to `most` utterances of each; the arguments are those of
     `train_speaker_net`.
     """
-    numbers: dict[str, list[int]] = {name: [] for name in sorted(set(speakers))}
-    for i, name in enumerate(speakers):
-        if len(numbers[name]) < most:
-            numbers[name].append(i)
-    size = round(seconds * SAMPLE_RATE)
-    means = []
-    for some in numbers.values():
-        waves = [samples[starts[i] : starts[i] + min(lengths[i], size)] for i in some]
-        means.append(encoder.embed(waves).mean(0))
-    return F.normalize(torch.stack(means), dim=1)
+    who, size = np.asarray(speakers), round(seconds * SAMPLE_RATE)
+    own = [np.flatnonzero(who == name)[:most] for name in sorted(set(speakers))]
+    waves = [
+        samples[starts[i] : starts[i] + min(lengths[i], size)]
+        for some in own
+        for i in some
+    ]
+    vectors = encoder.embed(waves).split([len(some) for some in own])
+    return torch.stack([mean_embeddings(some) for some in vectors])
 
 
 # --- the encoder that Day 13 ships --------------------------------------------------------------------

@@ -226,7 +226,7 @@ def test(recogniser: Recogniser, corpus: Corpus, run: Run) -> None:
     )  # fmt: skip
 
 
-def shipped(profile: str, init: str = "pretrained") -> Path:
+def shipped(profile: str, init: str) -> Path:
     """Where the recogniser of a cell with all labels is kept, with its card."""
     name = f"connected_words_{init.replace(', ', '_')}.safetensors"
     return days.get(9).output(profile) / "checkpoints" / name
