@@ -92,7 +92,8 @@ class Mixtures:
 
     `speech` are crops of speech; `noise` is one long recording `(time,)` on the same device. SNR and
     level are drawn evenly from `snr_db` and `level_db` (dB below full scale, RMS of the clean speech);
-    noisy and clean share one gain, so the task is to take the noise away and nothing else.
+    noisy and clean share one gain, so the task is to take the noise away and nothing else. `vary(x,
+    generator)` gets the stretches of noise `(batch, crop)` before they are mixed in.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Mixtures:
         noise: Tensor,
         snr_db: tuple[float, float] = (-5.0, 20.0),
         level_db: tuple[float, float] = (-38.0, -18.0),
+        vary: Augment | None = None,
     ) -> None:
         if len(noise) < speech.crop:
             raise ValueError(
@@ -108,6 +110,7 @@ class Mixtures:
             )
         self.speech, self.noise = speech, noise
         self.snr_db, self.level_db = snr_db, level_db
+        self.vary = vary or (lambda x, g: x)
 
     def __len__(self) -> int:
         return len(self.speech)
@@ -126,5 +129,6 @@ class Mixtures:
             rms = clean.square().mean(1, keepdim=True).sqrt().clamp(min=1e-5)
             clean = clean * (10 ** (level / 20) / rms)
             noise = noise_segments(self.noise, count, length, generator)
+            noise = self.vary(noise, generator)
             snr = between(self.snr_db, count).to(device)
             yield add_noise(clean, noise, snr), clean
