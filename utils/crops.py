@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .features import add_noise, as_float, noise_segments
+from .features import add_noise, as_float, noise_segments, within_band
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -93,7 +93,8 @@ class Mixtures:
     `speech` are crops of speech; `noise` is one long recording `(time,)` on the same device. SNR and
     level are drawn evenly from `snr_db` and `level_db` (dB below full scale, RMS of the clean speech);
     noisy and clean share one gain, so the task is to take the noise away and nothing else. `vary(x,
-    generator)` gets the stretches of noise `(batch, crop)` before they are mixed in.
+    generator)` gets the stretches of noise `(batch, crop)` before they are mixed in; `in_band` cuts them to the
+    band of the speech (see `features.within_band`).
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Mixtures:
         snr_db: tuple[float, float] = (-5.0, 20.0),
         level_db: tuple[float, float] = (-38.0, -18.0),
         vary: Augment | None = None,
+        in_band: bool = False,
     ) -> None:
         if len(noise) < speech.crop:
             raise ValueError(
@@ -110,7 +112,7 @@ class Mixtures:
             )
         self.speech, self.noise = speech, noise
         self.snr_db, self.level_db = snr_db, level_db
-        self.vary = vary or (lambda x, g: x)
+        self.vary, self.in_band = vary or (lambda x, g: x), in_band
 
     def __len__(self) -> int:
         return len(self.speech)
@@ -130,5 +132,7 @@ class Mixtures:
             clean = clean * (10 ** (level / 20) / rms)
             noise = noise_segments(self.noise, count, length, generator)
             noise = self.vary(noise, generator)
+            if self.in_band:
+                noise = within_band(noise, clean)
             snr = between(self.snr_db, count).to(device)
             yield add_noise(clean, noise, snr), clean

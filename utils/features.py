@@ -410,6 +410,22 @@ def add_noise(wave: Tensor, noise: Tensor, snr_db: Tensor | float) -> Tensor:
     return wave + gain * noise
 
 
+def within_band(noise: Tensor, speech: Tensor, share: float = 1e-4) -> Tensor:
+    """Noise `(batch, time)` without what lies above the band of the speech it is to be mixed with.
+
+    A band ends at the frequency above which there is less than `share` of the speech's power. Speech that
+    came through MP3 or a telephone has nothing up there: mixed with noise of the full band, it would teach
+    that whatever is high is noise.
+    """
+    window = torch.hann_window(
+        speech.shape[1], device=speech.device
+    )  # or its ends leak
+    power = torch.fft.rfft(window * speech).abs().square()
+    above = power.flip(1).cumsum(1).flip(1)
+    inside = above >= share * above[:, :1]
+    return torch.fft.irfft(torch.fft.rfft(noise) * inside, noise.shape[1])
+
+
 def joined(noises: Mapping[str, Tensor]) -> Tensor:
     """Recordings `(time,)` brought to one level and joined to one `(time,)`; nothing where there are none."""
     parts = [n / n.square().mean().sqrt().clamp(min=1e-8) for n in noises.values()]

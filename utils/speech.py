@@ -14,8 +14,15 @@ import torch
 from . import data, days
 from .data import SPLITS, DataError, Part, read_lines
 from .days import check_profile
-from .features import SAMPLE_RATE, as_float, fixed_length, read_audio, to_level
-from .pack import Item, pack
+from .features import (
+    SAMPLE_RATE,
+    as_float,
+    fixed_length,
+    read_audio,
+    resample,
+    to_level,
+)
+from .pack import Item, pack, to_int16
 
 NINE_WORDS = ("right", "one", "go", "zero", "up", "down", "left", "five", "eight")
 """The words of the study profile: those with some 500 clips in the copy that the rows were made on."""
@@ -219,6 +226,30 @@ class Sentences:
         names = list(names or (str(i) for i in range(len(waves))))
         starts = np.cumsum(lengths) - lengths
         return cls(samples, starts, lengths, list(texts), list(speakers), names, rate)
+
+    @classmethod
+    def together(cls, parts: Sequence[Sentences]) -> Sentences:
+        """Several parts of one rate as one. Raises ValueError for several rates."""
+        rates = {part.rate for part in parts}
+        if len(rates) != 1:
+            raise ValueError(
+                f"parts at {sorted(rates)} Hz: bring them to one rate first"
+            )
+        return cls.of(
+            [part.wave(i) for part in parts for i in range(len(part))],
+            [text for part in parts for text in part.texts],
+            [speaker for part in parts for speaker in part.speakers],
+            [name for part in parts for name in part.names],
+            rates.pop(),
+        )
+
+    def at(self, rate: int) -> Sentences:
+        """The same utterances at `rate` Hz."""
+        if self.rate == rate:
+            return self
+        sounds = (resample(self.sound(i), self.rate, rate) for i in range(len(self)))
+        waves = [to_int16(sound) for sound in sounds]
+        return self.of(waves, self.texts, self.speakers, self.names, rate)
 
     def __len__(self) -> int:
         return len(self.texts)
