@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import data, enhance, tuning
+from utils import data, enhance, speech, tuning
 from utils.crops import Crops, Mixtures
 from utils.enhance import (
     EnhancerSettings,
@@ -356,6 +356,50 @@ def test_mixtures_on_the_fly(sentences):
         Mixtures(speech_, noise(7999))
 
 
+def test_mixtures_vary_their_noise_and_keep_it_within_the_band(sentences):
+    samples, starts, lengths = packed(sentences)
+    crops = {"crop": 8000, "batch_size": 6, "batches": 1, "power": 1.0}
+    calls = []
+
+    def louder(x, generator):
+        calls.append(x.shape)
+        return 3 * x
+
+    for augment in (None, enhance.varied_voices):
+        speech_ = Crops(
+            samples, starts, lengths, np.zeros(6, int), **crops, augment=augment
+        )
+        made = Mixtures(speech_, noise(20_000), (5, 5), vary=louder, in_band=True)
+        ((noisy, clean),) = made.epoch(0)
+        ratio = clean.square().mean(1) / (noisy - clean).square().mean(1)
+        assert torch.allclose(10 * ratio.log10(), torch.full((6,), 5.0), atol=0.01)
+    assert calls == [(6, 8000)] * 2
+
+
+def test_varied_noises_are_other_noises_and_repeat():
+    some = noise(64, 8000)
+    out = enhance.varied_noises(some, gen())
+    assert out.shape == some.shape
+    assert torch.equal(out, enhance.varied_noises(some, gen()))
+    alike = torch.nn.functional.cosine_similarity(out, some)
+    assert alike.abs().mean() < 0.5
+    level = out.square().mean(1) / some.square().mean(1)
+    assert (level > 1.0).float().mean() > 0.2  # a second one behind it
+
+
+def test_clean_clips_are_those_with_quiet_around_them():
+    word = torch.zeros(16_000)
+    word[4000:9000] = noise(5000)
+    waves = torch.stack([word, word + 0.001 * noise(16_000), word + noise(16_000)])
+    clips = speech.Clips(
+        (waves * 32767).short(), torch.zeros(3, dtype=torch.long), ["a", "b", "c"],
+        ["x", "y", "z"],
+    )  # fmt: skip
+    kept = enhance.clean_clips(clips)
+    assert kept.speakers == ["x", "y"]
+    assert enhance.clean_clips(clips, 70.0).speakers == ["x"]
+
+
 TINY = EnhancerSettings(
     batch_size=4, seconds=0.5, batches=10, epochs=4, channels=8, lr=5e-3, loss="si_sdr"
 )
@@ -373,6 +417,8 @@ def test_a_small_training_learns_and_resumes(sentences, tmp_path):
             lambda m: validation_quality(m, mixed.noisy, mixed.clean), plan, bar=False, **more,
         )  # fmt: skip
 
+    _, varied = train(replace(TINY, varied=True))
+    assert varied.epochs[-1]["val_gain"] > 0.5
     _, history = train(TINY)
     losses = history.column("train_loss")
     assert losses[-1] < losses[0]

@@ -33,6 +33,7 @@ from utils.features import (
     time_shift,
     to_level,
     to_mono,
+    within_band,
 )
 
 
@@ -341,6 +342,23 @@ def test_noise_segments_are_stretches_of_the_recording():
     assert torch.equal(out[:, 1:] - out[:, :-1], torch.ones(20, 99))
     with pytest.raises(ValueError, match="are wanted"):
         noise_segments(long, 1, 1001, gen())
+
+
+def test_noise_ends_where_the_band_of_the_speech_ends():
+    length, rate = 16_000, SAMPLE_RATE
+    full = noise(2, length)
+    spectrum = torch.fft.rfft(full[:1])
+    spectrum[:, 5000:] = 0  # nothing above 5 kHz: one bin is one Hz
+    speech = torch.cat([torch.fft.irfft(spectrum, length), full[1:]])
+    out = within_band(noise(2, length, seed=1), speech)
+    power = torch.fft.rfft(out).abs().square()
+    hertz = torch.fft.rfftfreq(length, 1 / rate)
+    high = power[:, hertz > 5010].sum(1) / power.sum(1)
+    assert high[0] < 1e-9
+    assert high[1] == pytest.approx(3 / 8, abs=0.03)
+    low = torch.fft.rfft(noise(2, length, seed=1))[:, :4900]
+    assert torch.allclose(torch.fft.rfft(out)[:, :4900], low, atol=1e-3)
+    assert torch.isfinite(within_band(full, torch.zeros(2, length))).all()
 
 
 def test_speed_changes_pitch_and_keeps_the_length():

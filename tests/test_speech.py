@@ -317,6 +317,23 @@ def test_sentences_keep_their_samples_texts_and_speakers_together():
         Sentences.of([np.zeros(1, np.int16)] * 3, ["a", "b"], ["x"] * 3)
 
 
+def test_parts_of_one_rate_are_joined_and_a_part_is_brought_to_another():
+    some = three_sentences()
+    both = Sentences.together([some.take([2]), some])
+    assert (both.texts, both.names) == (["C", "A", "B", "C"], ["c", "a", "b", "c"])
+    assert both.wave(0).tolist() == [9] * 9
+    assert both.seconds == 26 / SAMPLE_RATE
+    assert some.at(SAMPLE_RATE) is some
+    tone = (8000 * np.sin(2 * np.pi * 440 * np.arange(22_050) / 22_050)).astype("<i2")
+    one = Sentences.of([tone], ["tone"], ["x"], ["t"], rate=22_050)
+    same = one.at(SAMPLE_RATE)
+    assert (same.rate, same.lengths.tolist(), same.names) == (16_000, [16_000], ["t"])
+    assert np.abs(np.fft.rfft(same.wave(0))).argmax() == 440
+    assert np.abs(same.wave(0)).max() == pytest.approx(8000, rel=0.01)
+    with pytest.raises(ValueError, match="one rate first"):
+        Sentences.together([some, one])
+
+
 def test_no_speaker_text_or_recording_is_in_two_committed_lists():
     def lists(stem, *parts):
         return [data.read_lines(data.SPLITS / f"{stem}_{p}.txt") for p in parts]
