@@ -329,7 +329,7 @@ OWN: dict[str, EnhancerSettings] = {
     "study": EnhancerSettings(
         "RAdam", 4.6e-3, batch_size=2, batches=750, epochs=22, seconds=2.0, varied=True
     ),
-    "full": EnhancerSettings(batch_size=64, batches=500, epochs=40),
+    "full": EnhancerSettings(batch_size=64, batches=500, epochs=40, varied=True),
 }
 """How the shipped enhancer is trained; full on a GPU."""
 
