@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
 from .crops import Crops, Mixtures
 from .device import pick_device, seed_everything
@@ -271,6 +273,29 @@ def validation_quality(
     return {"si_sdr": after, "gain": gain, "stoi": stoi}
 
 
+def mixtures(
+    samples: Tensor,
+    starts: Sequence[int] | np.ndarray,
+    lengths: Sequence[int] | np.ndarray,
+    noises: Mapping[str, Tensor],
+    settings: EnhancerSettings,
+    seed: int = 0,
+) -> Mixtures:
+    """The batches of a training: packed speech (see `train_enhancer`) and noise, mixed on the fly."""
+    speech = Crops(
+        samples, starts, lengths, np.zeros(len(starts), np.int64),
+        crop=round(settings.seconds * SAMPLE_RATE), batch_size=settings.batch_size,
+        batches=settings.batches, seed=seed, power=1.0,
+        augment=varied_voices if settings.varied else None,
+    )  # fmt: skip
+    return Mixtures(
+        speech,
+        joined(noises).to(samples.device),
+        vary=varied_noises if settings.varied else None,
+        in_band=settings.varied,
+    )
+
+
 def train_enhancer(
     samples: Tensor,
     starts: Sequence[int] | np.ndarray,
@@ -292,20 +317,8 @@ def train_enhancer(
     """
     if settings.loss not in LOSSES:
         raise ValueError(f"loss {settings.loss!r}: write one of {', '.join(LOSSES)}")
-    device = samples.device
-    speech = Crops(
-        samples, starts, lengths, np.zeros(len(starts), np.int64),
-        crop=round(settings.seconds * SAMPLE_RATE), batch_size=settings.batch_size,
-        batches=settings.batches, seed=seed, power=1.0,
-        augment=varied_voices if settings.varied else None,
-    )  # fmt: skip
-    batches = Mixtures(
-        speech,
-        joined(noises).to(device),
-        vary=varied_noises if settings.varied else None,
-        in_band=settings.varied,
-    )
-    model = Enhancer(settings.channels).to(device)
+    batches = mixtures(samples, starts, lengths, noises, settings, seed)
+    model = Enhancer(settings.channels).to(samples.device)
     history = fit_one_cycle(
         model, batches, settings.optimizer, settings.lr, settings.epochs, run=run,
         loss_fn=LOSSES[settings.loss], validate=validate, mixed=mixed, **more,
@@ -420,15 +433,20 @@ def train_own(profile: str, path: Path, seed: int = 0) -> History:
     steps = settings.batches * settings.epochs
     with log.run(seed=seed, system="Enhancer, own", steps=steps, **chosen) as run:
         seed_everything(seed)
+        validate = partial(
+            validation_quality,
+            noisy=mixed.noisy.to(device),
+            clean=mixed.clean.to(device),
+        )
+        material = *spoken.packed(device), heard
         model, history = train_enhancer(
-            *spoken.packed(device), heard,
-            partial(
-                validation_quality,
-                noisy=mixed.noisy.to(device), clean=mixed.clean.to(device),
-            ),
-            settings, seed=seed, run=run, label="enhancer",
-        )  # fmt: skip
+            *material, validate, settings, seed=seed, run=run, label="enhancer"
+        )
+        # batch norm's running means are those of the last ten batches, here of few crops: take more
+        fresh = mixtures(*material, settings, seed).epoch(settings.epochs)
+        update_bn(itertools.islice(fresh, 300), model)
         end = history.epochs[-1]
+        end |= {f"val_{k}": v for k, v in validate(model).items()}
         size = count_parameters(model)
         run.result(
             n_params=size, final_loss=end["train_loss"], grad_norm=end["grad_norm"]
