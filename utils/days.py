@@ -64,7 +64,12 @@ ALL = (
     Day(11, "Voice_Cloning", "similarity", ("kathleen", *LIBRISPEECH)),
     Day(12, "VC_Tuning", "audio_quality", ("kathleen", *LIBRISPEECH)),
     Day(13, "Speaker_Verification", "eer", (*LIBRISPEECH, "speech_commands", "noise")),
-    Day(14, "Enhancement", "pesq_after", (*LIBRISPEECH, "speech_commands", "noise")),
+    Day(
+        14,
+        "Enhancement",
+        "pesq_after",
+        (*LIBRISPEECH, "kathleen", "speech_commands", "noise"),
+    ),
     Day(15, "Summary", "value"),
 )
 

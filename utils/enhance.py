@@ -401,9 +401,9 @@ def clean_clips(clips: Clips, least_db: float = 40.0) -> Sentences:
 def own_speech(profile: str, corpus: Corpus) -> tuple[str, Sentences, Sentences]:
     """What the shipped enhancer is trained on and validated with: name and two parts at 16 kHz.
 
-    LibriSpeech alone in quick. Otherwise Kathleen, too, and Speech Commands' training clips as far as they
-    are clean: a copy of LibriSpeech that came through MP3 has nothing above 6 kHz, and who learns from it alone
-    takes everything up there for noise.
+    In quick the bundled sentences alone; else LibriSpeech, Kathleen, and Speech Commands' training clips as far
+    as they are clean. A copy of LibriSpeech that came through MP3 has nothing above 6 kHz, and who learns from it
+    alone takes everything up there for noise.
     """
     if profile == "quick":
         return corpus.name, corpus.train, corpus.validation
@@ -418,8 +418,8 @@ def train_own(profile: str, path: Path, seed: int = 0) -> History:
     """Train the enhancer that Day 14 ships and write it to `path`; returns the history.
 
     What `python -m utils pretrain --day 14` does. The run is a row of the day's table; the card has data,
-    settings, machine and the curve. Validated at 5 dB on speakers and ends of noises that training never
-    hears.
+    settings, machine and the curve. Validated at 5 dB in ends of noises that training never hears, on
+    LibriSpeech's validation speakers, whom it never hears either, and on other sentences by Kathleen.
     """
     settings, device = OWN[profile], pick_device()
     corpus, noise = librispeech(profile), day14_noises(profile)
@@ -458,7 +458,7 @@ def train_own(profile: str, path: Path, seed: int = 0) -> History:
         log, history, settings, seed, model="Enhancer", n_params=size, data=log.dataset,
         what="causal enhancement by a complex mask", snr_db=(-5, 20),
         metric={k: end[k] for k in ("val_si_sdr", "val_gain", "val_stoi")},
-        **{"never heard": "speakers and noise recordings of validation and test"},
+        **{"never heard": "LibriSpeech's speakers of validation and test, their noises"},
     )  # fmt: skip
     save_weights(path, model, card)
     return history
