@@ -129,8 +129,7 @@ def waves_at(sentences: Sentences, rate: int = SAMPLE_RATE) -> list[Tensor]:
         return [
             torch.from_numpy(np.array(sentences.wave(i))) for i in range(len(sentences))
         ]
-    sounds = (sentences.sound(i) for i in range(len(sentences)))
-    return [resample(x, sentences.rate, rate).clamp(-1, 1) for x in sounds]
+    return [sentences.sound(i, rate) for i in range(len(sentences))]
 
 
 def utterances(

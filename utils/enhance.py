@@ -380,7 +380,7 @@ def validation_mixtures(
     return mixed, [part.speakers[i] for i in chosen]
 
 
-def clean_clips(clips: Clips, least_db: float = 40.0) -> Sentences:
+def clean_clips(clips: Clips, least_db: float = 40.0) -> Clips:
     """The clips with little noise in them: their loudest 200 ms are `least_db` dB above a soft part of them.
 
     That part is 150 ms long; softer still are only 50 ms, which may be digital silence.
@@ -390,12 +390,7 @@ def clean_clips(clips: Clips, least_db: float = 40.0) -> Sentences:
     )
     power = pieces.square().mean(2).sort(1).values
     ratio = power[:, -20:].mean(1) / power[:, 5:20].mean(1).clamp(min=1e-12)
-    kept = (10 * ratio.log10() >= least_db).nonzero()[:, 0].tolist()
-    return Sentences.of(
-        [clips.x[i].numpy() for i in kept],
-        [""] * len(kept),
-        [clips.speakers[i] for i in kept],
-    )
+    return clips.take(10 * ratio.log10() >= least_db)
 
 
 def own_speech(profile: str, corpus: Corpus) -> tuple[str, Sentences, Sentences]:
@@ -409,7 +404,8 @@ def own_speech(profile: str, corpus: Corpus) -> tuple[str, Sentences, Sentences]
         return corpus.name, corpus.train, corpus.validation
     one, words = kathleen(profile), speech_commands(profile)
     name = f"{corpus.name}+{one.name}+{words.name}"
-    parts = [corpus.train, one.train.at(SAMPLE_RATE), clean_clips(words.train)]
+    spoken = clean_clips(words.train).sentences(words.classes)
+    parts = [corpus.train, one.train.at(SAMPLE_RATE), spoken]
     held_out = [corpus.validation, one.validation.at(SAMPLE_RATE)]
     return name, Sentences.together(parts), Sentences.together(held_out)
 

@@ -417,9 +417,8 @@ def within_band(noise: Tensor, speech: Tensor, share: float = 1e-4) -> Tensor:
     came through MP3 or a telephone has nothing up there: mixed with noise of the full band, it would teach
     that whatever is high is noise.
     """
-    window = torch.hann_window(
-        speech.shape[1], device=speech.device
-    )  # or its ends leak
+    # without a window the ends of the stretch leak into the top
+    window = torch.hann_window(speech.shape[1], device=speech.device)
     power = torch.fft.rfft(window * speech).abs().square()
     above = power.flip(1).cumsum(1).flip(1)
     inside = above >= share * above[:, :1]

@@ -226,10 +226,7 @@ def training_voices(
     (Yamamoto et al., 2019): pitch and formants move together.
     """
     words = speech_commands(profile)
-    clips = words.train
-    spoken = Sentences.of(
-        list(clips.x.numpy()), [words.classes[i] for i in clips.y], clips.speakers
-    )
+    spoken = words.train.sentences(words.classes)
     # the bundled words and sentences share voices
     held_out = {*corpus.validation.speakers, *corpus.test.speakers}
     spoken = spoken.take([s not in held_out for s in spoken.speakers])

@@ -149,7 +149,7 @@ def material(
 
     def sound(name: str) -> Tensor:
         part, i = place[name]
-        return resample(part.sound(i), part.rate, SAMPLE_RATE).clamp(-1, 1)
+        return part.sound(i, SAMPLE_RATE)
 
     for line in wanted:
         found.recordings[line.name] = as_filed(sound(line.recording))

@@ -52,6 +52,11 @@ class Clips(Part):
             [self.speakers[i] for i in numbers],
         )
 
+    def sentences(self, classes: Sequence[str]) -> Sentences:
+        """The clips as sentences of one word each, which is the clip's of `classes`."""
+        words = [classes[i] for i in self.y]
+        return Sentences.of(list(self.x.numpy()), words, self.speakers)
+
 
 @dataclass
 class Words:
@@ -247,8 +252,7 @@ class Sentences:
         """The same utterances at `rate` Hz."""
         if self.rate == rate:
             return self
-        sounds = (resample(self.sound(i), self.rate, rate) for i in range(len(self)))
-        waves = [to_int16(sound) for sound in sounds]
+        waves = [to_int16(self.sound(i, rate)) for i in range(len(self))]
         return self.of(waves, self.texts, self.speakers, self.names, rate)
 
     def __len__(self) -> int:
@@ -263,9 +267,10 @@ class Sentences:
         """The samples of utterance `i`, int16 `(time,)`: a view."""
         return self.samples[self.starts[i] : self.starts[i] + self.lengths[i]]
 
-    def sound(self, i: int) -> torch.Tensor:
-        """Utterance `i` as float32 `(time,)` in -1..1."""
-        return as_float(torch.from_numpy(np.array(self.wave(i))))
+    def sound(self, i: int, rate: int | None = None) -> torch.Tensor:
+        """Utterance `i` as float32 `(time,)` in -1..1, at `rate` Hz or as it is."""
+        sound = as_float(torch.from_numpy(np.array(self.wave(i))))
+        return resample(sound, self.rate, rate).clamp(-1, 1) if rate else sound
 
     def take(self, which: Sequence[int] | np.ndarray) -> Sentences:
         """The utterances of these numbers (or of a mask of booleans), in this order; the samples stay shared."""
