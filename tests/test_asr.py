@@ -492,6 +492,8 @@ def test_a_curriculum_is_short_first_and_repeats_after_some_epochs():
     assert [len(lesson) for lesson in lessons] == [6, 6, 6, 4]
     assert lessons[0] is lessons[2]
     assert lessons[0].texts != lessons[1].texts
+    (other,) = asr.curriculum(words, [(6, (1, 2))], first=1000)
+    assert other.texts not in (lessons[0].texts, lessons[1].texts)
     counts = [[len(text.split()) for text in lesson.texts] for lesson in lessons]
     assert all(n in (1, 2) for n in counts[0] + counts[1])
     assert all(3 <= n <= 6 for n in counts[3])

@@ -681,7 +681,12 @@ def test_the_grid_and_the_long_training_leave_rows_once(tmp_path, monkeypatch):
     assert cell["run"] != long["run"]
     assert cell["wer"]
     assert not long["wer"]  # the notebook tests it
-    for kept in (day09.shipped("quick", "random"), path):
+    on = day09.recogniser_path("quick", on=1)
+    day09.go_on("quick", on, seed=1)  # from the tiny network's layout
+    assert [r["init"] for r in read_table(table)] == [
+        "random", "pretrained", "connected words",
+    ]  # fmt: skip
+    for kept in (day09.shipped("quick", "random"), path, on):
         assert load_recogniser(kept).vocabulary.symbols == asr.Vocabulary().symbols
     finished = cell["finished"]
     day09.work("quick", trials=1)

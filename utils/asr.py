@@ -729,18 +729,19 @@ def curriculum(
     labels: float = 1.0,
     different: int = 8,
     variation: Variation | None = None,
+    first: int = 100,
 ) -> list[Sentences]:
     """A training set for each epoch: so many sequences of so many words, e.g. `[(1000, (1, 2)), (500, (3, 6))]`.
 
     From the clips of the share `labels` of the training speakers. Epochs of one kind differ, until the
     ninth hears the first one's sequences again (`different`): a set that is held twice is held once.
-    `variation` is that of `speak_sequences`.
+    `variation` is that of `speak_sequences`; `first` is the seed of the first lesson of each kind.
     """
     some = share_of_speakers(words.train, labels)
     made: dict[tuple, Sentences] = {}
     lessons, seen = [], Counter()
     for count, lengths in epochs:
-        seed = 100 + seen[count, lengths] % different
+        seed = first + seen[count, lengths] % different
         seen[count, lengths] += 1
         key = (count, lengths, seed)
         if key not in made:

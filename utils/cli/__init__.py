@@ -79,7 +79,9 @@ def parser() -> argparse.ArgumentParser:
         "--steps", type=int, help="Day 9: by default the profile's own"
     )
     pretrain.add_argument(
-        "--part", default="", help="Day 9: words; Day 11: kathleen, voices or vocoder"
+        "--part",
+        default="",
+        help="Day 9: words or words-on; Day 11: kathleen, voices or vocoder",
     )
     pretrain.add_argument("--output", default="", help="another .safetensors file")
 

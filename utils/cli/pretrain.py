@@ -12,16 +12,22 @@ def pretrain(
 ) -> int:
     """Train the day's own network by the profile's settings and write weights and card; 0 when they are written.
 
-    Day 9: the small wav2vec 2.0, from sound alone, or (`part` words) its fine-tuning on connected words.
+    Day 9: the small wav2vec 2.0, from sound alone, or (`part` words) its fine-tuning on connected words, or
+    (words-on) how that goes on.
     Day 11: the `part` of `cloning.PARTS`. Day 13: the speaker encoder. Day 14: the enhancer. Stopped, the
     same command goes on where it was. Raises ValueError for another day or part.
     """
     folder = days.get(day).output(profile) / "checkpoints"
     if day == 9 and part == "words":
-        from ..sweeps.day09 import train_words
+        from ..sweeps.day09 import recogniser_path, train_words
 
-        path = Path(output) if output else folder / "connected_words.safetensors"
+        path = Path(output) if output else recogniser_path(profile)
         history = train_words(profile, path, seed)
+    elif day == 9 and part == "words-on":
+        from ..sweeps.day09 import go_on, recogniser_path
+
+        path = Path(output) if output else recogniser_path(profile, on=seed)
+        history = go_on(profile, path, seed)
     elif day == 9 and not part:
         from ..models.wav2vec2 import FULL_WEIGHTS, SMALL_WEIGHTS, pretrain_small
 
