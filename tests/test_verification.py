@@ -16,6 +16,7 @@ from utils.verification import (
     all_pairs,
     as_norm,
     calibrate,
+    centred,
     cosine_scores,
     det_points,
     eer,
@@ -216,6 +217,21 @@ def test_difference_between_systems_on_the_same_trials():
 
 
 # --- scores -------------------------------------------------------------------------------------------
+
+
+def test_centring_takes_away_what_all_voices_share():
+    drawn = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    voices = torch.nn.functional.normalize(drawn, dim=1)
+    corner = 3 * torch.ones(16)  # as after a ReLU: everybody is like everybody
+    x = torch.nn.functional.normalize(corner + voices.repeat_interleave(3, 0), dim=1)
+    pairs, same = all_pairs([str(i // 3) for i in range(len(x))])
+    plain, out = cosine_scores(x, pairs), cosine_scores(centred(x, x.mean(0)), pairs)
+    assert plain[~same].mean() > 0.95
+    assert abs(out[~same].mean()) < 0.2
+    assert torch.allclose(centred(x, x.mean(0)).norm(dim=1), torch.ones(len(x)))
+    by_hand = x[:2] - x.mean(0)
+    wanted = (by_hand[0] @ by_hand[1] / by_hand[0].norm() / by_hand[1].norm()).item()
+    assert cosine_scores(centred(x, x.mean(0)), [[0, 1]])[0] == pytest.approx(wanted)
 
 
 def test_as_norm_by_hand():

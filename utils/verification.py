@@ -258,6 +258,15 @@ def cosine_scores(embeddings: torch.Tensor, pairs: ArrayLike) -> np.ndarray:
     return (unit[a] * unit[b]).sum(1).cpu().numpy()
 
 
+def centred(embeddings: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Embeddings `(utterances, dim)` without what all voices share, of length 1 again.
+
+    `mean` `(dim,)` is that of other speakers' embeddings, of many: a cosine of two centred embeddings compares
+    what is particular to two voices (Garcia-Romero & Espy-Wilson, 2011, Interspeech, without their whitening).
+    """
+    return torch.nn.functional.normalize(embeddings - mean.to(embeddings), dim=1)
+
+
 def as_norm(
     scores: ArrayLike,
     embeddings: torch.Tensor,
