@@ -146,9 +146,9 @@ ON = {
         dropout=0.1, different=100, speed=0.2, noisy=0.5, microphone=1.5,
     ),
 }  # fmt: skip
-"""How the recogniser that LONG's full profile left goes on, on one CPU core for an hour: at a third of the rates,
+"""How the recogniser that LONG's full profile left goes on, on one CPU core: at a third of the rates,
 on new rows, varied more. Most errors on validation were those of one voice through a dull microphone, so more rows
-sound through one, and duller (`microphone`)."""
+sound through one, and duller (`microphone`). Three quarters of an hour."""
 ON["full"] = ON["study"]
 SEEDS = 0, 1
 """It goes on twice, over different rows, and the mean of both networks' weights is kept (Wortsman et al., 2022,
@@ -315,8 +315,8 @@ def train_words(profile: str, path: Path, seed: int = 0) -> History:
 def go_on(profile: str, path: Path, seed: int = 0) -> History:
     """Go on from what `train_words` left, by the recipe ON, and write the weights to `path`.
 
-    What `python -m utils pretrain --day 9 --part words-on` does, for each of SEEDS: an hour of a CPU core, to
-    be stopped and resumed. No seed hears another's rows.
+    What `python -m utils pretrain --day 9 --part words-on` does, for each of SEEDS: three quarters of an hour of
+    a CPU core, to be stopped and resumed. No seed hears another's rows.
     """
     return _train_and_keep(
         profile, path, "connected words, gone on", "connected words", ON[profile], seed,
