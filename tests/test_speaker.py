@@ -438,6 +438,25 @@ def test_verify_says_who_and_how_sure(dvector, calibration, sentences):
     assert different.threshold == calibration.threshold
 
 
+def test_verify_centres_what_the_calibration_centred(dvector, sentences):
+    names = sorted({*sentences[1]} - {ONE})[:5]
+    waves = [
+        by_voice(sentences, n)[k][: 3 * SAMPLE_RATE] for n in names for k in (0, 1)
+    ]
+    who = [n for n in names for _ in (0, 1)]
+    centre = dvector.embed(waves).mean(0)
+    plain = calibrate_encoder(dvector, waves, who)
+    moved = calibrate_encoder(dvector, waves, who, centre)
+    assert plain.centre is None
+    assert moved.threshold < plain.threshold - 0.1  # strangers lie around 0 now
+    assert moved.agreement == plain.agreement
+    mine = by_voice(sentences, ONE)
+    a, b = dvector.embed([mine[2], mine[3]]) - centre
+    found = verify(dvector, moved, mine[2], mine[3])
+    assert found.same
+    assert found.score == pytest.approx(float(a @ b / a.norm() / b.norm()), abs=1e-5)
+
+
 def test_verify_reads_any_rate(dvector, calibration, sentences, tmp_path):
     from utils.features import resample
 

@@ -297,7 +297,8 @@ class Calibration:
     """What a score means: the threshold at the EER, and the log odds `slope * score + offset`.
 
     Learnt on other speakers than those it is used on. `agreement` is the least likeness of the two halves of
-    a recording that passes as one speaker (see `utils.speakers`); nan where it was not learnt.
+    a recording that passes as one speaker (see `utils.speakers`); nan where it was not learnt. `centre` `(dim,)`
+    is what is subtracted from embeddings before they are scored (see `centred`); None for nothing.
     """
 
     threshold: float
@@ -305,6 +306,7 @@ class Calibration:
     offset: float
     eer: float
     agreement: float = float("nan")
+    centre: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
     def probability(self, score: float) -> float:
         """Probability that one speaker said both, if same and different were equally likely before."""
