@@ -146,9 +146,9 @@ ON = {
         dropout=0.1, different=100, speed=0.2, noisy=0.5, microphone=1.5,
     ),
 }  # fmt: skip
-"""How the recogniser that LONG's full profile left goes on, on one CPU core for three quarters of an hour: at a third
-of the rates, on new rows, varied more. Four in ten errors on validation were those of one voice, which has little power
-around 1 and 3 kHz, so the rows sound through microphones whose responses are less even (`microphone`)."""
+"""How the recogniser that LONG's full profile left goes on, on one CPU core for three quarters of an hour: at a
+third of the rates, on new rows, varied more. Four in ten errors on validation were those of one voice, which has
+little power around 1 and 3 kHz, so the rows sound through microphones of less even responses (`microphone`)."""
 ON["full"] = ON["study"]
 SEEDS = 0, 1
 """It goes on twice, over different rows, and the mean of both networks' weights is kept (Wortsman et al., 2022,
