@@ -39,7 +39,6 @@ from .verification import (
     Calibration,
     all_pairs,
     calibrate,
-    centred,
     cosine_scores,
     eer,
     mean_embeddings,
@@ -374,12 +373,10 @@ def calibrate_encoder(
     than that of 99 % of these recordings, each by one speaker, is what `verify` warns of.
     """
     pairs, same = all_pairs(speakers)
-    vectors = encoder.embed(waves)
-    if centre is not None:
-        vectors = centred(vectors, centre)
+    scores = cosine_scores(encoder.embed(waves), pairs, centre)
     halves = [agreement(encoder.partials(wave)) for wave in waves]
-    found = calibrate(cosine_scores(vectors, pairs), same)
-    return replace(found, agreement=float(np.quantile(halves, 0.01)), centre=centre)
+    least = float(np.quantile(halves, 0.01))
+    return replace(calibrate(scores, same), agreement=least, centre=centre)
 
 
 @dataclass(frozen=True)
@@ -431,10 +428,7 @@ def verify(
                 f"recording {name} seems to hold two voices (agreement {halves:.3f}, one voice has at "
                 f"least {calibration.agreement:.3f}): cut it to one speaker"
             )
-    vectors = encoder.embed(waves)
-    if calibration.centre is not None:
-        vectors = centred(vectors, calibration.centre)
-    score = float(cosine_scores(vectors, [[0, 1]])[0])
+    score = float(cosine_scores(encoder.embed(waves), [[0, 1]], calibration.centre)[0])
     return Verdict(
         score,
         calibration.threshold,

@@ -251,8 +251,15 @@ def eer_difference(
 # --- scores -------------------------------------------------------------------------------------------
 
 
-def cosine_scores(embeddings: torch.Tensor, pairs: ArrayLike) -> np.ndarray:
-    """Cosine of the two embeddings of each trial: `(utterances, dim)` and `(trials, 2)` to `(trials,)`."""
+def cosine_scores(
+    embeddings: torch.Tensor, pairs: ArrayLike, centre: torch.Tensor | None = None
+) -> np.ndarray:
+    """Cosine of the two embeddings of each trial: `(utterances, dim)` and `(trials, 2)` to `(trials,)`.
+
+    With a `centre` `(dim,)` of the `centred` embeddings.
+    """
+    if centre is not None:
+        embeddings = centred(embeddings, centre)
     unit = torch.nn.functional.normalize(embeddings.double(), dim=1)
     a, b = torch.as_tensor(np.asarray(pairs), device=unit.device).long().T
     return (unit[a] * unit[b]).sum(1).cpu().numpy()

@@ -252,8 +252,7 @@ def test(recogniser: Recogniser, corpus: Corpus, run: Run) -> None:
 
 def shipped(profile: str, init: str) -> Path:
     """Where the recogniser of a cell with all labels is kept, with its card."""
-    name = f"connected_words_{init.replace(', ', '_')}.safetensors"
-    return days.get(9).output(profile) / "checkpoints" / name
+    return _checkpoint(profile, f"_{init.replace(', ', '_')}")
 
 
 def cell(
@@ -280,8 +279,12 @@ def cell(
 
 def recogniser_path(profile: str, on: int | None = None) -> Path:
     """Where `train_words` leaves its recogniser, and `go_on` that of the seed `on`."""
-    name = "connected_words" + (f"_on_{on}" if on is not None else "")
-    return days.get(9).output(profile) / "checkpoints" / f"{name}.safetensors"
+    return _checkpoint(profile, "" if on is None else f"_on_{on}")
+
+
+def _checkpoint(profile: str, suffix: str) -> Path:
+    name = f"connected_words{suffix}.safetensors"
+    return days.get(9).output(profile) / "checkpoints" / name
 
 
 def work(profile: str, trials: int | None = None) -> None:
