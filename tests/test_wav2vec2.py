@@ -683,11 +683,55 @@ def test_the_grid_and_the_long_training_leave_rows_once(tmp_path, monkeypatch):
     assert not long["wer"]  # the notebook tests it
     on = day09.recogniser_path("quick", on=1)
     day09.go_on("quick", on, seed=1)  # from the tiny network's layout
-    assert [r["init"] for r in read_table(table)] == [
-        "random", "pretrained", "connected words",
+    again = day09.recogniser_path("quick", on=2)
+    day09.go_on("quick", again, seed=2)
+    assert [(r["init"], r["lr"]) for r in read_table(table)[2:]] == [
+        ("connected words", "0.001"), ("connected words, mean", "0.0001"),
     ]  # fmt: skip
-    for kept in (day09.shipped("quick", "random"), path, on):
+    with pytest.raises(ValueError, match="seeds .*not 7"):
+        day09.go_on("quick", tmp_path / "no.safetensors", seed=7)
+    for kept in (day09.shipped("quick", "random"), path, on, again):
         assert load_recogniser(kept).vocabulary.symbols == asr.Vocabulary().symbols
     finished = cell["finished"]
     day09.work("quick", trials=1)
     assert read_table(table)[0]["finished"] == finished
+
+
+def test_sentences_are_learned_with_frozen_convolutions_the_shortest_first(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
+    heard = []
+    monkeypatch.setattr(
+        day09, "fine_tune", lambda r, lessons, *a, **k: (
+            heard.extend(lessons), w2v.fine_tune(r, lessons, *a, **k))[1]
+    )  # fmt: skip
+    path = day09.sentences_path("quick")
+    day09.train_sentences("quick", path)
+    short, long = heard
+    assert (len(short), len(long)) == (2, 8)
+    assert max(short.lengths) <= sorted(long.lengths)[2]
+    (row,) = read_table(days.get(9).output("quick") / f"{days.get(9).name}_params.csv")
+    assert (row["task"], row["init"], row["speakers"], row["wer"]) == (
+        "sentences", "pretrained, full", str(len(set(long.speakers))), "",
+    )  # fmt: skip
+    # the convolutions are those that it began with
+    trained, begun = w2v.load_recogniser(path), day09.build("quick", "random")
+    pairs = zip(trained.model.parameters(), begun.model.parameters(), strict=True)
+    same = [torch.equal(a, b.half().float()) for a, b in pairs]
+    names = [name for name, _ in trained.model.named_parameters()]
+    convolutions = [n for n in names if "feature_extractor" in n]
+    assert convolutions == [n for n, s in zip(names, same, strict=True) if s]
+
+
+def test_the_mean_of_two_networks_is_that_of_their_weights():
+    torch.manual_seed(0)
+    one, other = (w2v.load_recogniser(w2v.tiny_config()) for _ in range(2))
+    mean = w2v.mean_of([one, other])
+    wave = torch.randn(1, 4000), torch.tensor([4000])
+    assert not torch.equal(one(*wave)[0], mean(*wave)[0])
+    states = (r.state_dict() for r in (one, other, mean))
+    for a, b, c in zip(*(s.values() for s in states), strict=True):
+        assert torch.allclose((a + b) / 2, c)
+    assert torch.equal(w2v.mean_of([one])(*wave)[0], one(*wave)[0])
+    assert mean.vocabulary.symbols == one.vocabulary.symbols

@@ -12,8 +12,8 @@ def pretrain(
 ) -> int:
     """Train the day's own network by the profile's settings and write weights and card; 0 when they are written.
 
-    Day 9: the small wav2vec 2.0, from sound alone, or (`part` words) its fine-tuning on connected words, or
-    (words-on) how that goes on.
+    Day 9: the small wav2vec 2.0, from sound alone, or (`part` words) its fine-tuning on connected words,
+    (words-on) how that goes on, or (sentences) its fine-tuning on whole sentences.
     Day 11: the `part` of `cloning.PARTS`. Day 13: the speaker encoder. Day 14: the enhancer. Stopped, the
     same command goes on where it was. Raises ValueError for another day or part.
     """
@@ -28,6 +28,11 @@ def pretrain(
 
         path = Path(output) if output else recogniser_path(profile, on=seed)
         history = go_on(profile, path, seed)
+    elif day == 9 and part == "sentences":
+        from ..sweeps.day09 import sentences_path, train_sentences
+
+        path = Path(output) if output else sentences_path(profile)
+        history = train_sentences(profile, path, seed)
     elif day == 9 and not part:
         from ..models.wav2vec2 import FULL_WEIGHTS, SMALL_WEIGHTS, pretrain_small
 

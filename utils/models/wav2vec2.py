@@ -6,6 +6,7 @@ Letters, decoding and batches are in `utils.asr`.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import tempfile
@@ -217,6 +218,20 @@ def load_recogniser(
     else:
         model, vocabulary = _load_pretrained(str(source), vocabulary, changes)
     return Recogniser(model, vocabulary).to(device or torch.device("cpu")).eval()
+
+
+def mean_of(recognisers: Sequence[Recogniser]) -> Recogniser:
+    """A recogniser whose weights are the mean of theirs, which have one layout and vocabulary.
+
+    Worth something where their trainings began at the same weights: then they lie in one basin of the loss
+    (Wortsman et al., 2022, arXiv:2203.05482).
+    """
+    states = [r.state_dict() for r in recognisers]
+    together = copy.deepcopy(recognisers[0])
+    together.load_state_dict(
+        {k: torch.stack([s[k] for s in states]).mean(0) for k in states[0]}
+    )
+    return together
 
 
 def _head_of(vocabulary: Vocabulary) -> dict[str, Any]:

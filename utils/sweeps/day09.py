@@ -5,11 +5,13 @@ No search: eight trainings by one recipe, that are to be compared. Each takes so
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from .. import asr, days, speech
@@ -25,6 +27,7 @@ from ..models.wav2vec2 import (
     evaluate,
     fine_tune,
     load_recogniser,
+    mean_of,
     save_small,
     small_config,
     tiny_config,
@@ -150,27 +153,37 @@ ON = {
 third of the rates, on new rows, varied more. Four in ten errors on validation were those of one voice, which has
 little power around 1 and 3 kHz, so the rows sound through microphones of less even responses (`microphone`)."""
 ON["full"] = ON["study"]
-SEEDS = 0, 1
-"""It goes on twice, over different rows, and the mean of both networks' weights is kept (Wortsman et al., 2022,
-arXiv:2203.05482)."""
+AGAIN = {k: replace(recipe, lr=1e-4, head_lr=1e-3) for k, recipe in ON.items()}
+"""How it goes on again: from the mean of the weights that ON left, at a third of its rates."""
+SENTENCES = {
+    "quick": Recipe(short=1, long=1, batch_size=4),
+    "study": Recipe(short=8, long=16, seconds=30.0, mask=0.1, dropout=0.1),
+    "full": Recipe(short=8, long=40, seconds=120.0, batch_size=32, mask=0.1, dropout=0.1),
+}  # fmt: skip
+"""Whole sentences of LibriSpeech: `short` epochs of the shortest quarter of them, then `long` ones of all; the
+convolutions stay as pretraining left them."""
+FIRST, SECOND = (0, 1), (2, 3)
+"""It goes on twice by ON (these seeds), twice by AGAIN, always over different rows; the mean of two networks'
+weights is kept each time (Wortsman et al., 2022, arXiv:2203.05482)."""
 
 
 def build(
     profile: str, init: str, seed: int = 0, mask: float = 0.0, dropout: float = 0.0
 ) -> Recogniser:
     """A recogniser to train: `random`, `pretrained` (by the study profile, on a CPU), `pretrained, full` (on a
-    GPU) or `connected words` (what `train_words` left); in quick all are tiny and random."""
+    GPU), `connected words` (what `train_words` left) or `connected words, mean` (of what `go_on` left by ON); in
+    quick all are tiny and random."""
     seed_everything(seed)
-    weights = {
-        "pretrained": SMALL_WEIGHTS, "pretrained, full": FULL_WEIGHTS,
-        "connected words": recogniser_path(profile),
+    weights: dict[str, list[Any]] = {
+        "random": [small_config()], "pretrained": [SMALL_WEIGHTS], "pretrained, full": [FULL_WEIGHTS],
+        "connected words": [recogniser_path(profile)],
+        "connected words, mean": [recogniser_path(profile, on) for on in FIRST],
     }  # fmt: skip
-    source: Any = small_config() if init == "random" else weights[init]
-    if profile == "quick":
-        source = tiny_config()
-    return load_recogniser(
-        source, hidden_dropout=dropout, final_dropout=dropout, mask_time_prob=mask
-    )
+    sources = [tiny_config()] if profile == "quick" else weights[init]
+    changes = {
+        "hidden_dropout": dropout, "final_dropout": dropout, "mask_time_prob": mask
+    }  # fmt: skip
+    return mean_of([load_recogniser(source, **changes) for source in sources])
 
 
 def train(
@@ -208,12 +221,12 @@ def configuration(
 
 
 def results(
-    recogniser: Recogniser, history: History, words: Words, labels: float
+    recogniser: Recogniser, history: History, speakers: Iterable[str]
 ) -> dict[str, Any]:
     """What stands in its row afterwards, the test left out."""
     end = history.epochs[-1]
     return {
-        "speakers": len(set(asr.share_of_speakers(words.train, labels).speakers)),
+        "speakers": len(set(speakers)),
         "epochs": end["epoch"], "steps": len(history.steps["loss"]), "final_loss": end["train_loss"],
         "grad_norm": end["grad_norm"], "n_params": sum(p.numel() for p in recogniser.parameters()),
         "val_curve": " ".join(f"{v:.4f}" for v in history.column("val_wer")),
@@ -223,13 +236,13 @@ def results(
 
 def keep(
     path: Path, log: RunLogger, recogniser: Recogniser, history: History, recipe: Recipe,
-    init: str, seed: int,
+    init: str, seed: int, heard: str = "spoken words in a row",
 ) -> None:  # fmt: skip
     """Write a recogniser with its card."""
     card = training_card(
         log, history, recipe, seed, data=log.dataset,
         metric={"val_wer": history.epochs[-1]["val_wer"]},
-        what=f"wav2vec 2.0, {init} weights, fine-tuned with CTC on spoken words in a row",
+        what=f"wav2vec 2.0, {init} weights, fine-tuned with CTC on {heard}",
     )  # fmt: skip
     save_small(path, recogniser, card)
 
@@ -271,7 +284,8 @@ def cell(
         recogniser, history = train(
             profile, init, labels, words, corpus, seed, run=run, bar=False
         )
-        run.result(**results(recogniser, history, words, labels))
+        heard = asr.share_of_speakers(words.train, labels).speakers
+        run.result(**results(recogniser, history, heard))
         test(recogniser, corpus, run)
         if labels == 1.0:
             keep(shipped(profile, init), log, recogniser, history, recipe, init, seed)
@@ -316,14 +330,20 @@ def train_words(profile: str, path: Path, seed: int = 0) -> History:
 
 
 def go_on(profile: str, path: Path, seed: int = 0) -> History:
-    """Go on from what `train_words` left, by the recipe ON, and write the weights to `path`.
+    """Go on from what `train_words` left (seeds FIRST) or from the mean of what came of that (seeds SECOND), and
+    write the weights to `path`.
 
-    What `python -m utils pretrain --day 9 --part words-on` does, for each of SEEDS: three quarters of an hour of
-    a CPU core, to be stopped and resumed. No seed hears another's rows.
+    What `python -m utils pretrain --day 9 --part words-on` does: three quarters of an hour of a CPU core a seed,
+    to be stopped and resumed. No seed hears another's rows. Raises ValueError for a seed of neither.
     """
+    if seed in FIRST:
+        init, recipe = "connected words", ON[profile]
+    elif seed in SECOND:
+        init, recipe = "connected words, mean", AGAIN[profile]
+    else:
+        raise ValueError(f"words-on has the seeds {FIRST + SECOND}, not {seed}.")
     return _train_and_keep(
-        profile, path, "connected words, gone on", "connected words", ON[profile], seed,
-        first=1000 * (1 + seed),
+        profile, path, "connected words, gone on", init, recipe, seed, first=1000 * (1 + seed)
     )  # fmt: skip
 
 
@@ -338,6 +358,44 @@ def _train_and_keep(
         recogniser, history = train(
             profile, init, 1.0, words, corpus, seed, recipe, run=run, **how
         )
-        run.result(**results(recogniser, history, words, 1.0))
+        run.result(**results(recogniser, history, words.train.speakers))
     keep(path, log, recogniser, history, recipe, init, seed)
     return history
+
+
+def sentences_path(profile: str) -> Path:
+    """Where `train_sentences` leaves its recogniser."""
+    return days.get(9).output(profile) / "checkpoints" / "sentences.safetensors"
+
+
+def train_sentences(profile: str, path: Path, seed: int = 0) -> History:
+    """Fine-tune the pretrained weights on whole sentences (LibriSpeech) by SENTENCES, and write them to `path`.
+
+    What `python -m utils pretrain --day 9 --part sentences` does: an hour of a CPU core, to be stopped and
+    resumed. The row has the validation alone; the notebook tests the recogniser once.
+    """
+    corpus, recipe, init = (
+        speech.librispeech(profile), SENTENCES[profile], "pretrained, full"
+    )  # fmt: skip
+    log = RunLogger(9, profile, corpus.test_name, pick_device(), COLUMNS)
+    allow_tf32(log.device)
+    train = corpus.train if profile != "quick" else corpus.train.take(range(8))
+    shortest = train.take(np.argsort(train.lengths)[: len(train) // 4].tolist())
+    settings = replace(recipe.settings, frozen=True)
+    with log.run(role="sweep", seed=seed, **sentences_row(profile)) as run:
+        recogniser = build(profile, init, seed, recipe.mask, recipe.dropout)
+        lessons = [shortest] * recipe.short + [train] * recipe.long
+        history = fine_tune(
+            recogniser, lessons, corpus.validation, settings, seed=seed, run=run
+        )
+        run.result(**results(recogniser, history, train.speakers))
+    keep(path, log, recogniser, history, recipe, init, seed, "whole sentences")
+    return history
+
+
+def sentences_row(profile: str) -> dict[str, Any]:
+    """What stands in the row of `train_sentences` before it begins."""
+    recipe = SENTENCES[profile]
+    row = configuration(profile, "sentences", "pretrained, full", 1.0, recipe)
+    lessons = f"{recipe.short}x the shortest quarter, {recipe.long}x all"
+    return row | {"lessons": lessons, "frozen": True}
