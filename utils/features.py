@@ -394,13 +394,6 @@ def change_microphone(
     return torch.fft.irfft(torch.fft.rfft(wave) * gain, length)
 
 
-def low_pass(wave: Tensor, hertz: float, sample_rate: int = SAMPLE_RATE) -> Tensor:
-    """`(..., time)` without what lies above `hertz`: those bins of the whole wave's spectrum are set to 0."""
-    length = wave.shape[-1]
-    above = torch.fft.rfftfreq(length, 1 / sample_rate, device=wave.device) > hertz
-    return torch.fft.irfft(torch.fft.rfft(wave).masked_fill(above, 0), length)
-
-
 def add_noise(wave: Tensor, noise: Tensor, snr_db: Tensor | float) -> Tensor:
     """Mix noise into `(batch, time)` so that 10 log10(speech power / noise power) is `snr_db` for each wave.
 
