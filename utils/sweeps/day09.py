@@ -371,7 +371,7 @@ def sentences_path(profile: str) -> Path:
 def train_sentences(profile: str, path: Path, seed: int = 0) -> History:
     """Fine-tune the pretrained weights on whole sentences (LibriSpeech) by SENTENCES, and write them to `path`.
 
-    What `python -m utils pretrain --day 9 --part sentences` does: an hour of a CPU core, to be stopped and
+    What `python -m utils pretrain --day 9 --part sentences` does: an hour or two of a CPU, to be stopped and
     resumed. The row has the validation alone; the notebook tests the recogniser once.
     """
     corpus, recipe, init = (
