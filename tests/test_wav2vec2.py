@@ -721,7 +721,9 @@ def test_sentences_are_learned_with_frozen_convolutions_the_shortest_first(
     same = [torch.equal(a, b.half().float()) for a, b in pairs]
     names = [name for name, _ in trained.model.named_parameters()]
     convolutions = [n for n in names if "feature_extractor" in n]
-    assert convolutions == [n for n, s in zip(names, same, strict=True) if s]
+    kept = [n for n, s in zip(names, same, strict=True) if s]
+    # a bias of the keys moves all scores of a query alike: its gradient is 0 but for rounding
+    assert convolutions == [n for n in kept if not n.endswith("k_proj.bias")]
 
 
 def test_the_mean_of_two_networks_is_that_of_their_weights():
