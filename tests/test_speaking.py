@@ -10,6 +10,7 @@ import torch
 from utils import cli, cloning, days, speakers, speaking, speech, tables, tts
 from utils.data import SPLITS, DataError, read_lines
 from utils.features import SAMPLE_RATE, AudioError, as_float
+from utils.models.parallel import ParallelConfig, ParallelSynthesizer
 from utils.models.tacotron2 import Tacotron2, TacotronConfig
 from utils.models.waveglow import WaveGlow, WaveGlowConfig
 from utils.text import TextError, normalise
@@ -24,14 +25,18 @@ def runs(tmp_path_factory):
     config = TacotronConfig(
         encoder=16, decoder=16, r=5, attention=8, prenet=8, postnet=8, speaker=4
     )
-    glow = WaveGlowConfig(flows=2, layers=1, channels=8, condition=8)
+    made = {"vocoder": WaveGlow, "parallel": ParallelSynthesizer}
+    sizes = {
+        "vocoder": WaveGlowConfig(flows=2, layers=1, channels=8, condition=8),
+        "parallel": ParallelConfig(encoder=16, width=8, hidden=16, blocks=1, predictor=8),
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STUDY_RUNS", str(folder))
         patch.setitem(speaking.GRIFFIN_LIM, "quick", 1)
         for part in cloning.PARTS:
             torch.manual_seed(0)
-            model = WaveGlow(glow) if part == "vocoder" else Tacotron2(config)
-            if part != "vocoder":  # a sentence ends at once: nothing was learned
+            model = made.get(part, Tacotron2)(sizes.get(part, config))
+            if part not in made:  # a sentence ends at once: nothing was learned
                 torch.nn.init.constant_(model.to_stop.bias, 3.0)
             tts.save_network(cloning.weights_path(part, "quick"), model, what=part)
         yield folder
@@ -39,10 +44,10 @@ def runs(tmp_path_factory):
 
 def test_one_command_makes_every_file_and_the_same_again(runs, monkeypatch, capsys):
     assert cli.main(["speak", "--day", "11", "--profile", "quick"]) == 0
-    assert "34 files" in capsys.readouterr().out
+    assert "38 files" in capsys.readouterr().out
     folder = days.get(11).output("quick") / "audio"
     files = sorted(folder.glob("*.wav"))
-    assert len(files) == 2 * 5 + 4 * 6
+    assert len(files) == 2 * 7 + 4 * 6
     for path in files:
         info = soundfile.info(path)
         assert (info.samplerate, info.subtype, info.channels) == (16_000, "PCM_16", 1)

@@ -1,9 +1,10 @@
-"""The networks that Day 11 ships, and their training: a synthesizer of one voice, then of many, and a vocoder.
+"""The networks that Day 11 ships, and their training: synthesizers of one voice and of many, and a vocoder.
 
 Each training is a command of its own, `python -m utils pretrain --day 11 --part NAME`, may be stopped at any
 moment, and leaves weights with a card, a row, and the alignments that it saw on its way. All sound is at 16 kHz,
 as LibriSpeech is recorded and as Real-Time Voice Cloning does it: one vocoder serves all voices, and the
-synthesizer of many voices goes on from the weights of the first.
+synthesizer of many voices goes on from the weights of the first; the parallel one learns from the attention of
+the first how long a letter lasts.
 """
 
 from __future__ import annotations
@@ -18,12 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import days, speech, tts
+from . import days, speech, timing, tts
 from .device import pick_device, seed_everything
 from .features import SAMPLE_RATE, as_float, resample
 from .logger import RunLogger
 from .mel import LIBRISPEECH, SynthesisMel
 from .models.keywords import count_parameters
+from .models.parallel import (
+    ParallelConfig,
+    ParallelLoss,
+    ParallelSynthesizer,
+    TimedBatch,
+)
 from .models.speaker import pretrained_dvector
 from .models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss, TextBatch
 from .models.waveglow import WaveGlow, WaveGlowConfig, WaveGlowLoss
@@ -32,8 +39,9 @@ from .training import History
 from .tts import Best, LengthBatches, Segments, Utterances, Watch
 from .weights import load_weights, training_card
 
-PARTS = ("kathleen", "voices", "vocoder")
-"""The trainings, in the order in which one needs the other: `voices` goes on from `kathleen`."""
+PARTS = ("kathleen", "voices", "vocoder", "parallel")
+"""The trainings, in the order in which one needs the other: `voices` goes on from `kathleen`, `parallel` times its
+letters by it."""
 
 COLUMNS = (
     "model", "task", "text", "speaker", "vocoder", "steps", "batch_size", "lr", "r", "guided", "n_params",
@@ -75,6 +83,21 @@ class Vocoding:
     every: int = 250
 
 
+@dataclass(frozen=True)
+class Parallel:
+    """How the parallel synthesizer is trained: `steps` batches by one cycle up to `lr`, validated each `every`.
+
+    `longest` (s) leaves longer sentences out; the voice is the mean d-vector of up to `most` utterances.
+    """
+
+    steps: int = 3000
+    batch_size: int = 16
+    lr: float = 2e-3
+    longest: float = 6.0
+    most: int = 10
+    every: int = 100
+
+
 SYNTHESIS = {
     "quick": Synthesis(steps=12, batch_size=8, longest=4.0, most=2, every=6),
     "study": Synthesis(steps=2500, lr=4e-3),
@@ -87,12 +110,24 @@ VOCODING = {
     "study": Vocoding(),
     "full": Vocoding(steps=30_000, batch_size=24, frames=64, every=500),
 }
+PARALLEL = {
+    "quick": Parallel(steps=12, batch_size=8, longest=4.0, most=2, every=6),
+    "study": Parallel(),
+    "full": Parallel(steps=12_000, batch_size=32, every=400),
+}
 SIZES: dict[str, TacotronConfig] = {
     "quick": TacotronConfig(
         encoder=32, decoder=32, attention=16, prenet=16, postnet=16, speaker=8
     ),
     "study": TacotronConfig(decoder=384, postnet=128, dropout=0.1),
     "full": TacotronConfig(r=2, dropout=0.2),
+}
+PARALLEL_SIZES: dict[str, ParallelConfig] = {
+    "quick": ParallelConfig(
+        encoder=32, width=16, hidden=32, blocks=2, predictor=16, speaker=8
+    ),
+    "study": ParallelConfig(),
+    "full": ParallelConfig(width=384, hidden=768),
 }
 GLOWS: dict[str, WaveGlowConfig] = {
     "quick": WaveGlowConfig(flows=4, layers=2, channels=16, condition=16),
@@ -105,7 +140,7 @@ they know it by heart after half the steps, and the best weights on validation a
 
 
 def weights_path(part: str, profile: str = "study") -> Path:
-    """Where a part's weights are: `synthesizer_kathleen`, `synthesizer_voices` or `waveglow`, `.safetensors`."""
+    """Where a part's weights are: `waveglow` or `synthesizer_` and the part, `.safetensors`."""
     if part not in PARTS:
         raise ValueError(f"part {part!r}: write one of {', '.join(PARTS)}")
     name = "waveglow" if part == "vocoder" else f"synthesizer_{part}"
@@ -152,6 +187,15 @@ def utterances(
     return tts.prepare(waves, texts, voices, mel, longest, bar=False)
 
 
+def timed_utterances(
+    parts: Sequence[Sentences], mel: SynthesisMel, longest: float, most: int, teacher: Tacotron2
+) -> timing.TimedUtterances:  # fmt: skip
+    """`utterances` whose letters are timed by the teacher-forced attention of `teacher` (see `timing.timed`)."""
+    waves = [w for part in parts for w in waves_at(part, mel.settings.sample_rate)]
+    sentences = utterances(parts, mel, longest, most)
+    return timing.timed(sentences, waves, teacher, mel.settings)
+
+
 def sets_of(part: str, profile: str) -> tuple[str, list[Sentences], Sentences]:
     """What a part is trained on: name, training parts, and the one to validate on."""
     one = speech.kathleen(profile)
@@ -167,12 +211,12 @@ def sets_of(part: str, profile: str) -> tuple[str, list[Sentences], Sentences]:
 def train_own(part: str, profile: str, path: Path, seed: int = 0) -> History:
     """Train one part and write its weights in float16 with their card; returns the history.
 
-    Raises ValueError for another part, FileNotFoundError when `voices` has no weights of `kathleen` to go on
-    from.
+    Raises ValueError for another part, FileNotFoundError when `voices` or `parallel` have no weights of
+    `kathleen` to begin from.
     """
     weights_path(part)  # is it a part?
-    train = _train_vocoder if part == "vocoder" else _train_synthesizer
-    return train(part, profile, path, seed)
+    own = {"vocoder": _train_vocoder, "parallel": _train_parallel}
+    return own.get(part, _train_synthesizer)(part, profile, path, seed)
 
 
 @dataclass
@@ -192,6 +236,15 @@ class Begun:
         return self.held_out.text.device.type == "cuda"
 
 
+def _first_weights(profile: str) -> Path:
+    first = weights_path("kathleen", profile)
+    if not first.is_file():
+        raise FileNotFoundError(
+            f"{first.name} is not here: python -m utils pretrain --day 11 --profile {profile} --part kathleen"
+        )
+    return first
+
+
 def begin(part: str, profile: str, seed: int = 0) -> Begun:
     """Data, weights and batches of a synthesizer's training; `voices` goes on from the weights of `kathleen`."""
     settings, config = synthesis(part, profile), SIZES[profile]
@@ -204,11 +257,7 @@ def begin(part: str, profile: str, seed: int = 0) -> Begun:
     seed_everything(seed)
     model, before = Tacotron2(config), ""
     if part == "voices":
-        first = weights_path("kathleen", profile)
-        if not first.is_file():
-            raise FileNotFoundError(
-                f"{first.name} is not here: python -m utils pretrain --day 11 --part kathleen"
-            )
+        first = _first_weights(profile)
         load_weights(first, model)
         before = first.stem
     how = {k: getattr(settings, k) for k in ("guided", "own", "drop")}
@@ -319,4 +368,66 @@ def _train_vocoder(part: str, profile: str, path: Path, seed: int) -> History:
         what="vocoder from mel spectrograms at 16 kHz", data=name, hours=round(hours, 2),
     )  # fmt: skip
     tts.save_network(path, loss.model, **card)
+    return history
+
+
+@torch.no_grad()
+def validate_parallel(loss: ParallelLoss, batch: TimedBatch) -> dict[str, float]:
+    """The loss and its parts on held-out sentences whose durations and prosody are told, and `free_length`: the
+    length that it gives them by itself as a share of the true one (mean)."""
+    was_training = loss.training
+    loss.eval()
+    parts = loss.parts(batch)
+    free = loss.model.generate(*batch[:3])
+    loss.train(was_training)
+    numbers = {"loss" if k == "total" else k: v.item() for k, v in parts.items()}
+    return numbers | {"free_length": (free.lengths / batch.mel_lengths).mean().item()}
+
+
+def _train_parallel(part: str, profile: str, path: Path, seed: int) -> History:
+    settings, device = PARALLEL[profile], pick_device()
+    name, training, held_out = sets_of(part, profile)
+    first = _first_weights(profile)
+    teacher, _ = tts.load_network(first, device)
+    mel = SynthesisMel(LIBRISPEECH).to(device)
+    how = (mel, settings.longest, settings.most, teacher)
+    data = timed_utterances(training, *how)
+    seen = timed_utterances([held_out], *how)
+    seen = seen.batch(range(len(seen)))
+    seed_everything(seed)
+    model = ParallelSynthesizer(PARALLEL_SIZES[profile])
+    for shared in ("encoder", "speaker"):  # letters are read as the teacher reads them
+        getattr(model, shared).load_state_dict(getattr(teacher, shared).state_dict())
+    loss = ParallelLoss(model).to(device)
+    batches = LengthBatches(
+        data, min(settings.batch_size, len(data)), 1, seed=seed, steps=settings.every,
+        buckets=1 if len(data) < 8 * settings.batch_size else 4,
+    )  # fmt: skip
+    log = RunLogger(11, profile, name, device, COLUMNS)
+    chosen = {k: getattr(settings, k) for k in ("steps", "batch_size", "lr")}
+    with log.run(
+        role="sweep", seed=seed, model=path.stem, task="synthesis", **chosen
+    ) as run:
+        kept_at = days.runs(profile, log.day.name, "watched", run.id, "best.pt")
+        if not run.checkpoint.exists():  # a new training, not one that goes on
+            kept_at.unlink(missing_ok=True)
+        best = Best(lambda module: validate_parallel(module, seen), kept_at)
+        history = tts.train(
+            loss, batches, epochs=settings.steps // settings.every, lr=settings.lr,
+            validate=best, run=run,
+        )  # fmt: skip
+        best.restore(loss)
+        end = min(history.epochs, key=lambda e: e["val_loss"])
+        kept = end["epoch"] * settings.every
+        run.note = f"weights of step {kept}, the lowest loss on validation"
+        run.result(final_loss=end["train_loss"], grad_norm=end["grad_norm"])
+        run.result(val_loss=end["val_loss"], val_mel=end["val_mel"])
+        run.result(n_params=count_parameters(model))
+    hours = int(data.mel_lengths.sum()) / LIBRISPEECH.frames_per_second / 3600
+    card = training_card(
+        log, history, settings, seed, n_params=count_parameters(model),
+        what="parallel synthesizer conditioned on d-vectors", data=name, sentences=len(data),
+        kept_step=kept, hours=round(hours, 2), begun_from=f"{first.stem}: encoder, voice, durations",
+    )  # fmt: skip
+    tts.save_network(path, model, **card)
     return history

@@ -25,6 +25,7 @@ from . import cloning, days, speech, tts
 from .data import SPLITS, DataError
 from .features import SAMPLE_RATE, as_float, read_audio, resample, to_level
 from .mel import LIBRISPEECH, SynthesisMel, trim_silence
+from .models.parallel import ParallelSynthesizer
 from .models.speaker import DVector, pretrained_dvector
 from .models.tacotron2 import Speech, Tacotron2
 from .pack import to_int16
@@ -37,6 +38,13 @@ LINES = SPLITS / "cloning_lines.csv"
 VOCODERS = ("griffin_lim", "waveglow")
 SYSTEMS = ("recording", *(f"{kind}_{v}" for kind in ("copy", "speech") for v in VOCODERS))  # fmt: skip
 """What a line is heard as: recorded; the recording's mel through a vocoder; the synthesizer's mel through it."""
+PARALLEL = tuple(f"parallel_{v}" for v in VOCODERS)
+"""And, in Kathleen's voice, the parallel synthesizer's mel through a vocoder."""
+
+
+def systems(part: str) -> tuple[str, ...]:
+    """What the lines of a part are heard as."""
+    return SYSTEMS + (PARALLEL if part == "kathleen" else ())
 
 
 GRIFFIN_LIM = {"quick": 4, "study": 60, "full": 60}
@@ -199,7 +207,7 @@ def filed_material(
 class Networks:
     """What speaks: synthesizers by part, vocoders by name, the mel between them, and the cards of all weights."""
 
-    synthesizers: dict[str, Tacotron2]
+    synthesizers: dict[str, Tacotron2 | ParallelSynthesizer]
     vocoders: dict[str, Vocoder]
     mel: SynthesisMel
     cards: dict[str, dict[str, Any]]
@@ -227,11 +235,12 @@ def networks(profile: str, device: torch.device | str = "cpu") -> Networks:
 
 @dataclass
 class Spoken:
-    """All that was made of some lines: `waves` by `(line, system)`, what the synthesizer gave by line, and the
-    seconds that each wave took to make (of speech both networks together)."""
+    """All that was made of some lines: `waves` by `(line, system)`, what the synthesizer gave by line (`parallel`:
+    the parallel one), and the seconds that each wave took to make (of speech both networks together)."""
 
     waves: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     speech: dict[str, Speech] = field(default_factory=dict)
+    parallel: dict[str, Speech] = field(default_factory=dict)
     seconds: dict[tuple[str, str], float] = field(default_factory=dict)
 
 
@@ -243,25 +252,30 @@ def say(nets: Networks, part: str, text: str, voice: Tensor) -> Speech:
 
 
 def perform(wanted: Iterable[Line], found: Material, nets: Networks) -> Spoken:
-    """Every line as every one of SYSTEMS, each timed."""
+    """Every line as every one of its `systems`, each timed."""
     made, hop = Spoken(), nets.mel.settings.hop
     for line in wanted:
         recording = found.recordings[line.name]
         voice = found.voices[line.speaker]
-        began = time.perf_counter()
-        spoken = say(nets, line.part, line.text, voice)
-        thought = time.perf_counter() - began
-        made.speech[line.name] = spoken
         made.waves[line.name, "recording"] = recording
         mel = nets.mel(recording[None].to(nets.mel.hann.device))
         for name, vocoder in nets.vocoders.items():
-            copy, speech = (line.name, f"copy_{name}"), (line.name, f"speech_{name}")
+            copy = (line.name, f"copy_{name}")
             began = time.perf_counter()
             made.waves[copy] = vocoder(mel)[0].float().cpu()
-            between = time.perf_counter()
-            (made.waves[speech],) = tts.to_waves(spoken, vocoder, hop)
-            made.seconds[copy] = between - began
-            made.seconds[speech] = thought + time.perf_counter() - between
+            made.seconds[copy] = time.perf_counter() - began
+        spoken = [("speech", line.part, made.speech)]
+        if line.part == "kathleen":
+            spoken.append(("parallel", "parallel", made.parallel))
+        for kind, part, kept in spoken:
+            began = time.perf_counter()
+            kept[line.name] = say(nets, part, line.text, voice)
+            thought = time.perf_counter() - began
+            for name, vocoder in nets.vocoders.items():
+                speech = (line.name, f"{kind}_{name}")
+                began = time.perf_counter()
+                (made.waves[speech],) = tts.to_waves(kept[line.name], vocoder, hop)
+                made.seconds[speech] = thought + time.perf_counter() - began
     return made
 
 
@@ -279,7 +293,7 @@ def write(
     for line in wanted:
         if not line.published:
             continue
-        for system in SYSTEMS:
+        for system in systems(line.part):
             keep(f"{line.name}_{system}", made.waves[line.name, system])
         if line.part == "voices" and line.speaker not in voices:
             keep(f"{line.speaker}_reference", found.references[line.speaker])

@@ -24,6 +24,7 @@ from .device import gains_bf16
 from .features import AudioError, as_float, to_level
 from .logger import Run, progress
 from .mel import SILENCE, SynthesisMel, trim_silence
+from .models.parallel import ParallelConfig, ParallelSynthesizer
 from .models.tacotron2 import (
     TAIL,
     Speech,
@@ -501,7 +502,7 @@ class Watch:
 
 
 def speak(
-    model: Tacotron2,
+    model: Tacotron2 | ParallelSynthesizer,
     texts: Sequence[str],
     d_vectors: Tensor,
     *,
@@ -511,17 +512,18 @@ def speak(
 ) -> Speech:
     """Texts in the voices of `d_vectors` `(texts, 256)` or `(256,)`, free-running; the same seed, the same speech.
 
+    `threshold` and `window` are Tacotron 2's; a parallel synthesizer has neither stop gate nor attention.
     Raises TextError for a text that cannot be read. Warns when a text ran into its limit.
     """
     device = next(model.parameters()).device
     text, lengths = encode_batch(texts)
     d_vectors = torch.as_tensor(d_vectors, dtype=torch.float32, device=device)
     d_vectors = d_vectors.expand(len(texts), -1)
+    loop = isinstance(model, Tacotron2)
+    how = {"threshold": threshold, "window": window} if loop else {}
     model.eval()
     with repeatable(device, seed):
-        return model.generate(
-            text.to(device), lengths.to(device), d_vectors, threshold, window=window
-        )
+        return model.generate(text.to(device), lengths.to(device), d_vectors, **how)
 
 
 def to_waves(speech: Speech, vocoder: Vocoder, hop: int) -> list[Tensor]:
@@ -547,10 +549,12 @@ def write_wav(path: Path, wave: Tensor, sample_rate: int) -> None:
 NETWORKS = {
     "Tacotron2": (Tacotron2, TacotronConfig),
     "WaveGlow": (WaveGlow, WaveGlowConfig),
+    "ParallelSynthesizer": (ParallelSynthesizer, ParallelConfig),
 }
+Network = Tacotron2 | WaveGlow | ParallelSynthesizer
 
 
-def save_network(path: Path, model: Tacotron2 | WaveGlow, **card: Any) -> int:
+def save_network(path: Path, model: Network, **card: Any) -> int:
     """Write a synthesizer or vocoder as float16 safetensors; its sizes go into the card. Returns the bytes."""
     known = {"network": type(model).__name__, "config": model.config.card()}
     return save_weights(path, model, known | card, half=True)
@@ -558,7 +562,7 @@ def save_network(path: Path, model: Tacotron2 | WaveGlow, **card: Any) -> int:
 
 def load_network(
     path: Path, device: torch.device | str = "cpu"
-) -> tuple[Tacotron2 | WaveGlow, dict[str, Any]]:
+) -> tuple[Network, dict[str, Any]]:
     """What `save_network` wrote, in float32 and evaluation mode, and its card.
 
     Raises FileNotFoundError where weights or card are missing.

@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     pretrain.add_argument(
         "--part",
         default="",
-        help="Day 9: words, words-on or sentences; Day 11: kathleen, voices or vocoder",
+        help="Day 9: words, words-on or sentences; Day 11: kathleen, voices, vocoder or parallel",
     )
     pretrain.add_argument("--output", default="", help="another .safetensors file")
 
