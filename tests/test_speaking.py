@@ -28,7 +28,9 @@ def runs(tmp_path_factory):
     made = {"vocoder": WaveGlow, "parallel": ParallelSynthesizer}
     sizes = {
         "vocoder": WaveGlowConfig(flows=2, layers=1, channels=8, condition=8),
-        "parallel": ParallelConfig(encoder=16, width=8, hidden=16, blocks=1, predictor=8),
+        "parallel": ParallelConfig(
+            encoder=16, width=8, hidden=16, blocks=1, predictor=8
+        ),
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STUDY_RUNS", str(folder))

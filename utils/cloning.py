@@ -87,14 +87,17 @@ class Vocoding:
 class Parallel:
     """How the parallel synthesizer is trained: `steps` batches by one cycle up to `lr`, validated each `every`.
 
-    `longest` (s) leaves longer sentences out; the voice is the mean d-vector of up to `most` utterances.
+    `longest` (s) leaves longer sentences out; the voice is the mean d-vector of up to `most` utterances; its pitch
+    is looked for between `lowest` and `highest` Hz.
     """
 
-    steps: int = 3000
+    steps: int = 2600
     batch_size: int = 16
     lr: float = 2e-3
     longest: float = 6.0
     most: int = 10
+    lowest: int = 100
+    highest: int = 400
     every: int = 100
 
 
@@ -188,12 +191,13 @@ def utterances(
 
 
 def timed_utterances(
-    parts: Sequence[Sentences], mel: SynthesisMel, longest: float, most: int, teacher: Tacotron2
+    parts: Sequence[Sentences], mel: SynthesisMel, settings: Parallel, teacher: Tacotron2
 ) -> timing.TimedUtterances:  # fmt: skip
     """`utterances` whose letters are timed by the teacher-forced attention of `teacher` (see `timing.timed`)."""
     waves = [w for part in parts for w in waves_at(part, mel.settings.sample_rate)]
-    sentences = utterances(parts, mel, longest, most)
-    return timing.timed(sentences, waves, teacher, mel.settings)
+    sentences = utterances(parts, mel, settings.longest, settings.most)
+    between = settings.lowest, settings.highest
+    return timing.timed(sentences, waves, teacher, mel.settings, between)
 
 
 def sets_of(part: str, profile: str) -> tuple[str, list[Sentences], Sentences]:
@@ -390,9 +394,8 @@ def _train_parallel(part: str, profile: str, path: Path, seed: int) -> History:
     first = _first_weights(profile)
     teacher, _ = tts.load_network(first, device)
     mel = SynthesisMel(LIBRISPEECH).to(device)
-    how = (mel, settings.longest, settings.most, teacher)
-    data = timed_utterances(training, *how)
-    seen = timed_utterances([held_out], *how)
+    data = timed_utterances(training, mel, settings, teacher)
+    seen = timed_utterances([held_out], mel, settings, teacher)
     seen = seen.batch(range(len(seen)))
     seed_everything(seed)
     model = ParallelSynthesizer(PARALLEL_SIZES[profile])
@@ -401,7 +404,7 @@ def _train_parallel(part: str, profile: str, path: Path, seed: int) -> History:
     loss = ParallelLoss(model).to(device)
     batches = LengthBatches(
         data, min(settings.batch_size, len(data)), 1, seed=seed, steps=settings.every,
-        buckets=1 if len(data) < 8 * settings.batch_size else 4,
+        buckets=1 if len(data) < 8 * settings.batch_size else 8,
     )  # fmt: skip
     log = RunLogger(11, profile, name, device, COLUMNS)
     chosen = {k: getattr(settings, k) for k in ("steps", "batch_size", "lr")}

@@ -23,8 +23,8 @@ from .tts import Utterances, repeatable
 
 PITCH = math.log(160.0), 0.2
 """Middle and spread of log pitch (Hz), fixed so that every set of speakers has the same scale."""
-PITCH_RANGE = 60.0, 400.0
-"""Lowest and highest pitch looked for, in Hz."""
+PITCH_RANGE = 60, 400
+"""Lowest and highest pitch looked for, in Hz. A narrower range for one voice has fewer octaves to mistake."""
 VOICED = 0.3
 """A frame is voiced when its lower mels (100 to 1000 Hz) are loud, and by so much louder than its upper ones."""
 
@@ -67,17 +67,19 @@ def letter_durations(teacher: Tacotron2, sentences: Utterances, batch_size: int 
     return durations
 
 
-def frame_pitch(wave: Tensor, settings: MelSettings, frames: int) -> Tensor:
+def frame_pitch(
+    wave: Tensor, settings: MelSettings, frames: int, between: tuple[int, int] = PITCH_RANGE
+) -> Tensor:  # fmt: skip
     """Pitch in Hz of each mel frame of a wave `(time,)`, smoothed over nine frames: `(frames,)`.
 
-    By torchaudio's normalised cross-correlation, which gives some number where nothing is voiced, too.
+    Looked for `between` two frequencies, by torchaudio's normalised cross-correlation, which gives some number
+    where nothing is voiced, too.
     """
-    low, high = PITCH_RANGE
     pitch = torchaudio.functional.detect_pitch_frequency(
-        wave[None], settings.sample_rate, settings.hop / settings.sample_rate, 9, int(low), int(high)
+        wave[None], settings.sample_rate, settings.hop / settings.sample_rate, 9, *between
     )[0]  # fmt: skip
     if not len(pitch):
-        return torch.full((frames,), low)
+        return torch.full((frames,), float(between[0]))
     return F.pad(pitch[None], (0, max(0, frames - len(pitch))), mode="replicate")[0, :frames]  # fmt: skip
 
 
@@ -118,15 +120,17 @@ def letter_prosody(mel: Tensor, mel_lengths: Tensor, pitch: Tensor, durations: T
 
 
 def timed(
-    sentences: Utterances, waves: Sequence[Tensor | np.ndarray], teacher: Tacotron2, settings: MelSettings
+    sentences: Utterances, waves: Sequence[Tensor | np.ndarray], teacher: Tacotron2, settings: MelSettings,
+    between: tuple[int, int] = PITCH_RANGE,
 ) -> TimedUtterances:  # fmt: skip
-    """Sentences with the times of their letters. `waves` `(time,)` each are those that were given to `prepare`."""
+    """Sentences with the times of their letters. `waves` `(time,)` each are those that were given to
+    `prepare`; pitch is looked for `between` two frequencies (Hz)."""
     durations = letter_durations(teacher, sentences)
     pitch = torch.zeros_like(sentences.mel[:, 0])
     for k, number in enumerate(sentences.numbers):
         wave = trim_silence(as_float(torch.as_tensor(waves[number])), settings.sample_rate)  # fmt: skip
         n = int(sentences.mel_lengths[k])
-        pitch[k, :n] = frame_pitch(wave, settings, n).to(pitch.device)
+        pitch[k, :n] = frame_pitch(wave, settings, n, between).to(pitch.device)
     parts = [
         letter_prosody(
             sentences.mel[i], sentences.mel_lengths[i], pitch[i], durations[i]
