@@ -13,6 +13,8 @@ from utils.models.parallel import (
     ParallelConfig,
     ParallelLoss,
     ParallelSynthesizer,
+    enliven,
+    measure_liveliness,
     parallel_losses,
     spread,
 )
@@ -180,6 +182,31 @@ def test_the_training_leaves_weights_and_a_card(tmp_path, monkeypatch):
     spoken = tts.speak(model, ["Hello there."], torch.ones(256))
     assert spoken.mel.shape[2] == int(spoken.lengths[0])
     assert torch.equal(spoken.mel, tts.speak(model, ["Hello there."], torch.ones(256), seed=5).mel)  # fmt: skip
+
+
+def test_a_mel_that_moves_too_little_is_given_the_variance_of_speech():
+    torch.manual_seed(0)
+    batch, model = sentences().batch([0, 1]), ParallelSynthesizer(SMALL).eval()
+    flat = model.generate(*batch[:3])
+    assert torch.equal(flat.mel, flat.before)  # as long as nothing was measured
+    measure_liveliness(model, batch, most=1e9)
+    lively = model.generate(*batch[:3])
+    assert torch.equal(lively.before, flat.before)
+    stds = torch.stack(
+        [lively.item(k).std(1, correction=0) for k in (0, 1)]
+    ).mean(0)  # fmt: skip
+    true = torch.stack(
+        [batch.mel[k, :, : int(batch.mel_lengths[k])].std(1, correction=0) for k in (0, 1)]
+    ).mean(0)  # fmt: skip
+    torch.testing.assert_close(stds, true, rtol=1e-3, atol=1e-3)
+    for k in (0, 1):  # the means stay, and so does what lies behind the end
+        n = int(flat.lengths[k])
+        torch.testing.assert_close(lively.item(k).mean(1), flat.item(k).mean(1))
+        assert (lively.mel[k, :, n:] == SILENCE).all()
+    measure_liveliness(model, batch)
+    assert model.liveliness.max() == 1.5
+    by_hand = enliven(torch.tensor([[[1.0, 3.0, 9.0]]]), torch.tensor([2]), torch.tensor([2.0]))  # fmt: skip
+    assert by_hand.tolist() == [[[0.0, 4.0, 9.0]]]
 
 
 def test_a_loss_that_is_no_number_ends_the_training():

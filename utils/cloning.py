@@ -30,6 +30,7 @@ from .models.parallel import (
     ParallelLoss,
     ParallelSynthesizer,
     TimedBatch,
+    measure_liveliness,
 )
 from .models.speaker import pretrained_dvector
 from .models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss, TextBatch
@@ -420,6 +421,7 @@ def _train_parallel(part: str, profile: str, path: Path, seed: int) -> History:
             validate=best, run=run,
         )  # fmt: skip
         best.restore(loss)
+        measure_liveliness(model.eval(), seen)
         end = min(history.epochs, key=lambda e: e["val_loss"])
         kept = end["epoch"] * settings.every
         run.note = f"weights of step {kept}, the lowest loss on validation"

@@ -133,6 +133,7 @@ class ParallelSynthesizer(nn.Module):
         self.prosody = Blocks(memory, *small, len(PROSODY), 2, 5, 0.2)
         self.colour = nn.Conv1d(len(PROSODY), memory, 3, padding=1)
         self.decoder = Blocks(memory + 2, c.width, c.hidden, c.n_mels, c.blocks, c.kernel, c.dropout)  # fmt: skip
+        self.register_buffer("liveliness", torch.ones(c.n_mels))
 
     def memory(self, text: Tensor, lengths: Tensor, d_vectors: Tensor) -> Tensor:
         """Each letter as it was read, with the voice beside it: `(batch, letters, encoder + speaker)`."""
@@ -180,6 +181,7 @@ class ParallelSynthesizer(nn.Module):
     ) -> Speech:
         """Speech as `Tacotron2.generate` gives it, without a loop: the `alignment` is that of the durations.
 
+        Of `Speech`, `before` is the mel as the decoder gave it, `mel` the same made lively (see `enliven`).
         `pace` divides the durations. Evaluation mode is the caller's affair; nothing is drawn at random.
         Raises ValueError unless `pace` is above 0.
         """
@@ -196,10 +198,43 @@ class ParallelSynthesizer(nn.Module):
         mel, weights = self.decode(
             memory, durations, self.prosody(memory, inside) * inside, lengths, int(lengths.max())
         )  # fmt: skip
-        spoken = length_mask(lengths, mel.shape[2])
-        mel = mel.masked_fill(~spoken[:, None], SILENCE)
+        silent = ~length_mask(lengths, mel.shape[2])
+        mel = mel.masked_fill(silent[:, None], SILENCE)
+        lively = enliven(mel, lengths, self.liveliness)
         ended = torch.ones(len(text), dtype=torch.bool, device=text.device)
-        return Speech(mel, lengths, (~spoken).float(), weights, ended, mel)
+        return Speech(lively, lengths, silent.float(), weights, ended, mel)
+
+
+def spread_over_time(mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel over each item's own frames, `(batch, n_mels, 1)` both."""
+    inside = length_mask(lengths, mel.shape[2])[:, None].to(mel.dtype)
+    count = inside.sum(2, keepdim=True)
+    mean = (mel * inside).sum(2, keepdim=True) / count
+    return mean, ((mel - mean).square() * inside).sum(2, keepdim=True).div(count).sqrt()
+
+
+def enliven(mel: Tensor, lengths: Tensor, factors: Tensor) -> Tensor:
+    """Each channel of `mel` `(batch, n_mels, frames)` moved away from its mean by its factor `(n_mels,)`.
+
+    What is predicted by squared and absolute error is a mean of all that could have been said, and moves less than
+    speech does; this gives it the global variance of speech back (after Toda & Tokuda, 2007, IEICE E90-D(5)).
+    """
+    mean, _ = spread_over_time(mel, lengths)
+    inside = length_mask(lengths, mel.shape[2])[:, None]
+    return torch.where(inside, mean + (mel - mean) * factors[:, None], mel)
+
+
+@torch.no_grad()
+def measure_liveliness(model: ParallelSynthesizer, batch: TimedBatch, most: float = 1.5) -> None:  # fmt: skip
+    """Set the model's factors: how much more each channel moves in recordings than in what the model says alone.
+
+    The mean over the sentences of `batch`; never above `most`, since the lowest channels hold little but noise.
+    """
+    said = model.generate(*batch[:3])
+    _, mine = spread_over_time(said.before, said.lengths)
+    _, true = spread_over_time(batch.mel, batch.mel_lengths)
+    factors = true.mean(0) / mine.mean(0).clamp(min=1e-6)
+    model.liveliness.copy_(factors.squeeze(1).clamp(max=most))
 
 
 def parallel_losses(out: Timed, batch: TimedBatch) -> dict[str, Tensor]:
