@@ -209,6 +209,17 @@ def test_a_mel_that_moves_too_little_is_given_the_variance_of_speech():
     assert by_hand.tolist() == [[[0.0, 4.0, 9.0]]]
 
 
+def test_judging_a_finished_network_leaves_it_finished():
+    model, every = ParallelSynthesizer(SMALL).eval(), sentences()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    loss = ParallelLoss(model)  # new, so itself in training mode
+    cloning.validate_parallel(loss, every.batch([0, 1]))
+    assert loss.training
+    assert not any(part.training for part in model.modules())
+    model.generate(*every.batch([0, 1])[:3])
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
 def test_a_loss_that_is_no_number_ends_the_training():
     every = sentences(16)
     every.mel[0, 0, 0] = math.nan

@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from . import days, speech, timing, tts
 from .device import pick_device, seed_everything
 from .features import SAMPLE_RATE, as_float, resample
-from .logger import RunLogger
+from .logger import Run, RunLogger
 from .mel import LIBRISPEECH, SynthesisMel
 from .models.keywords import count_parameters
 from .models.parallel import (
@@ -172,15 +173,18 @@ def waves_at(sentences: Sentences, rate: int = SAMPLE_RATE) -> list[Tensor]:
 
 
 def utterances(
-    parts: Sequence[Sentences], mel: SynthesisMel, longest: float, most: int = 10
-) -> Utterances:
+    parts: Sequence[Sentences], mel: SynthesisMel, longest: float, most: int = 10,
+    waves: Sequence[Tensor] | None = None,
+) -> Utterances:  # fmt: skip
     """Sentences of one or several sets as training data, each with the d-vector of its speaker.
 
     The mels are those of `mel`, at its rate; the d-vectors are computed at 16 kHz, each the mean over up to
-    `most` utterances, with 0 each its own (see `tts.speaker_vectors`).
+    `most` utterances, with 0 each its own (see `tts.speaker_vectors`). `waves` are those of the parts at the mel's
+    rate, for a caller who has them.
     """
     rate, encoder = mel.settings.sample_rate, pretrained_dvector(mel.hann.device)
-    waves = [w for part in parts for w in waves_at(part, rate)]
+    if waves is None:
+        waves = [w for part in parts for w in waves_at(part, rate)]
     texts = [text for part in parts for text in part.texts]
     speakers = [name for part in parts for name in part.speakers]
 
@@ -196,7 +200,7 @@ def timed_utterances(
 ) -> timing.TimedUtterances:  # fmt: skip
     """`utterances` whose letters are timed by the teacher-forced attention of `teacher` (see `timing.timed`)."""
     waves = [w for part in parts for w in waves_at(part, mel.settings.sample_rate)]
-    sentences = utterances(parts, mel, settings.longest, settings.most)
+    sentences = utterances(parts, mel, settings.longest, settings.most, waves)
     between = settings.lowest, settings.highest
     return timing.timed(sentences, waves, teacher, mel.settings, between)
 
@@ -299,27 +303,19 @@ def _train_synthesizer(part: str, profile: str, path: Path, seed: int) -> Histor
         r=config.r,
         **chosen,
     ) as run:
-        watched = days.runs(profile, log.day.name, "watched", run.id)
-        if not run.checkpoint.exists():  # a new training, not one that goes on
-            shutil.rmtree(watched, ignore_errors=True)
+        watched = _watched(log, run)
         best = Best(Watch(begun.held_out, run, watched), watched / "best.pt")
         history = tts.train(
             loss, begun.batches, epochs=settings.steps // settings.every, lr=settings.lr,
             graph=begun.graph, validate=best, run=run,
         )  # fmt: skip
-        best.restore(loss)
-        end = min(history.epochs, key=lambda e: e["val_loss"])
-        kept = end["epoch"] * settings.every
-        run.note = f"weights of step {kept}, the lowest loss on validation"
-        judged = ("diagonality", "free_diagonality", "free_stopped", "loss", "mel")
-        shown = {k if k[0] in "df" else f"val_{k}": end[f"val_{k}"] for k in judged}
-        run.result(final_loss=end["train_loss"], grad_norm=end["grad_norm"], **shown)
-        run.result(n_params=count_parameters(model))
+        end, kept = _keep_best(best, loss, history, settings.every, run)
+        judged = ("diagonality", "free_diagonality", "free_stopped")
+        run.result(**{k: end[f"val_{k}"] for k in judged})
     card = training_card(
         log, history, settings, seed, n_params=count_parameters(model),
         what="synthesizer conditioned on d-vectors", data=begun.name, sentences=len(data), kept_step=kept,
-        hours=round(int(data.mel_lengths.sum()) / LIBRISPEECH.frames_per_second / 3600, 2),
-        begun_from=begun.before or "random weights",
+        hours=_hours(data), begun_from=begun.before or "random weights",
     )  # fmt: skip
     tts.save_network(path, model, **card)
     keep_watched(
@@ -328,6 +324,33 @@ def _train_synthesizer(part: str, profile: str, path: Path, seed: int) -> Histor
         settings.every,
     )
     return history
+
+
+def _watched(log: RunLogger, run: Run) -> Path:
+    """Where a training keeps what its validations saw; emptied when it is a new one, not one that goes on."""
+    folder = days.runs(log.profile, log.day.name, "watched", run.id)
+    if not run.checkpoint.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def _keep_best(
+    best: Best, loss: torch.nn.Module, history: History, every: int, run: Run
+) -> tuple[dict[str, float], int]:
+    """The weights of the lowest loss on validation, into `loss` and the run's row: their epoch and step."""
+    best.restore(loss)
+    end = min(history.epochs, key=lambda e: e["val_loss"])
+    kept = end["epoch"] * every
+    run.note = f"weights of step {kept}, the lowest loss on validation"
+    run.result(final_loss=end["train_loss"], grad_norm=end["grad_norm"])
+    run.result(val_loss=end["val_loss"], val_mel=end["val_mel"])
+    run.result(n_params=count_parameters(loss))
+    return end, kept
+
+
+def _hours(data: Utterances) -> float:
+    seconds = int(data.mel_lengths.sum()) / LIBRISPEECH.frames_per_second
+    return round(seconds / 3600, 2)
 
 
 def keep_watched(path: Path, seen: Sequence[tts.Validation], every: int) -> None:
@@ -380,11 +403,9 @@ def _train_vocoder(part: str, profile: str, path: Path, seed: int) -> History:
 def validate_parallel(loss: ParallelLoss, batch: TimedBatch) -> dict[str, float]:
     """The loss and its parts on held-out sentences whose durations and prosody are told, and `free_length`: the
     length that it gives them by itself as a share of the true one (mean)."""
-    was_training = loss.training
-    loss.eval()
-    parts = loss.parts(batch)
-    free = loss.model.generate(*batch[:3])
-    loss.train(was_training)
+    with tts.evaluating(loss):
+        parts = loss.parts(batch)
+        free = loss.model.generate(*batch[:3])
     numbers = {"loss" if k == "total" else k: v.item() for k, v in parts.items()}
     return numbers | {"free_length": (free.lengths / batch.mel_lengths).mean().item()}
 
@@ -412,27 +433,18 @@ def _train_parallel(part: str, profile: str, path: Path, seed: int) -> History:
     with log.run(
         role="sweep", seed=seed, model=path.stem, task="synthesis", **chosen
     ) as run:
-        kept_at = days.runs(profile, log.day.name, "watched", run.id, "best.pt")
-        if not run.checkpoint.exists():  # a new training, not one that goes on
-            kept_at.unlink(missing_ok=True)
-        best = Best(lambda module: validate_parallel(module, seen), kept_at)
+        watch = partial(validate_parallel, batch=seen)
+        best = Best(watch, _watched(log, run) / "best.pt")
         history = tts.train(
             loss, batches, epochs=settings.steps // settings.every, lr=settings.lr,
             validate=best, run=run,
         )  # fmt: skip
-        best.restore(loss)
-        measure_liveliness(model.eval(), seen)
-        end = min(history.epochs, key=lambda e: e["val_loss"])
-        kept = end["epoch"] * settings.every
-        run.note = f"weights of step {kept}, the lowest loss on validation"
-        run.result(final_loss=end["train_loss"], grad_norm=end["grad_norm"])
-        run.result(val_loss=end["val_loss"], val_mel=end["val_mel"])
-        run.result(n_params=count_parameters(model))
-    hours = int(data.mel_lengths.sum()) / LIBRISPEECH.frames_per_second / 3600
+        _, kept = _keep_best(best, loss, history, settings.every, run)
+    measure_liveliness(model.eval(), seen)
     card = training_card(
         log, history, settings, seed, n_params=count_parameters(model),
         what="parallel synthesizer conditioned on d-vectors", data=name, sentences=len(data),
-        kept_step=kept, hours=round(hours, 2), begun_from=f"{first.stem}: encoder, voice, durations",
+        kept_step=kept, hours=_hours(data), begun_from=f"{first.stem}: encoder, voice, durations",
     )  # fmt: skip
     tts.save_network(path, model, **card)
     return history

@@ -36,17 +36,22 @@ from .voice import check_reference
 LINES = SPLITS / "cloning_lines.csv"
 """The committed list: what is said, in whose voice, beside which recording."""
 VOCODERS = ("griffin_lim", "waveglow")
-SYSTEMS = ("recording", *(f"{kind}_{v}" for kind in ("copy", "speech") for v in VOCODERS))  # fmt: skip
-"""What a line is heard as: recorded; the recording's mel through a vocoder; the synthesizer's mel through it."""
-PARALLEL = tuple(f"parallel_{v}" for v in VOCODERS)
-"""And, in Kathleen's voice, the parallel synthesizer's mel through a vocoder."""
+
+
+def speakers_of(part: str) -> dict[str, str]:
+    """The synthesizers that speak the lines of a part, by the kind of system they make: Kathleen's have two."""
+    own = {"speech": part}
+    return own | {"parallel": "parallel"} if part == "kathleen" else own
 
 
 def systems(part: str) -> tuple[str, ...]:
-    """What the lines of a part are heard as."""
-    return SYSTEMS + (PARALLEL if part == "kathleen" else ())
+    """What the lines of a part are heard as: recorded; its mel and a synthesizer's through a vocoder."""
+    kinds = ("copy", *speakers_of(part))
+    return ("recording", *(f"{kind}_{v}" for kind in kinds for v in VOCODERS))
 
 
+SYSTEMS = systems("voices")
+"""What every line is heard as."""
 GRIFFIN_LIM = {"quick": 4, "study": 60, "full": 60}
 """Iterations by profile."""
 
@@ -264,10 +269,8 @@ def perform(wanted: Iterable[Line], found: Material, nets: Networks) -> Spoken:
             began = time.perf_counter()
             made.waves[copy] = vocoder(mel)[0].float().cpu()
             made.seconds[copy] = time.perf_counter() - began
-        spoken = [("speech", line.part, made.speech)]
-        if line.part == "kathleen":
-            spoken.append(("parallel", "parallel", made.parallel))
-        for kind, part, kept in spoken:
+        for kind, part in speakers_of(line.part).items():
+            kept = {"speech": made.speech, "parallel": made.parallel}[kind]
             began = time.perf_counter()
             kept[line.name] = say(nets, part, line.text, voice)
             thought = time.perf_counter() - began

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from .features import as_float
 from .mel import MelSettings, trim_silence
-from .models.parallel import PROSODY, TimedBatch, spread
+from .models.parallel import TimedBatch, spread
 from .models.tacotron2 import Tacotron2, length_mask, speech_steps
 from .tts import Utterances, repeatable
 
@@ -114,9 +114,7 @@ def letter_prosody(mel: Tensor, mel_lengths: Tensor, pitch: Tensor, durations: T
     height = (mean(pitch.clamp(min=PITCH_RANGE[0]).log(), voiced) - middle) / scale
     height = torch.where(share > VOICED, height, 0.0).clamp(-4, 4)
     level = mean(mel.mean(1), torch.ones_like(voiced))
-    out = torch.stack([height, share, level], 2)
-    assert out.shape[2] == len(PROSODY)
-    return out
+    return torch.stack([height, share, level], 2)
 
 
 def timed(

@@ -366,6 +366,22 @@ def repeatable(device: torch.device, seed: int = 0) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Within it every part of the module is in evaluation mode; afterwards each is in the mode it had.
+
+    Each for itself: a new loss around a network that is finished must not leave that network training, where its
+    batch norms go on learning from whatever it is asked.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
 @dataclass
 class Validation:
     """What one validation saw of its first sentence, and the numbers over all: `alignment` `(steps, letters)`,
@@ -389,16 +405,12 @@ def validate(loss: TacotronLoss, batch: TextBatch, seed: int = 0) -> Validation:
     ended by the stop gate; `free_length`, the length of what it said as a share of the true one (mean). The
     pre-net's dropout is drawn by `seed`; torch's generators are left as they were.
     """
-    model, was_training = loss.model, loss.training
+    model = loss.model
     r, device = model.config.r, batch.text.device
-    loss.eval()
-    try:
-        with repeatable(device, seed), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `free_stopped` says it
-            out, parts = loss.parts(batch)
-            free = model.generate(batch.text, batch.text_lengths, batch.d_vectors)
-    finally:
-        loss.train(was_training)
+    with evaluating(loss), repeatable(device, seed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `free_stopped` says it
+        out, parts = loss.parts(batch)
+        free = model.generate(batch.text, batch.text_lengths, batch.d_vectors)
     steps = speech_steps(batch.mel_lengths, r)
     forced = diagonality(out.alignment, batch.text_lengths, steps)
     alone = diagonality(free.alignment, batch.text_lengths, free.lengths // r)
@@ -506,21 +518,18 @@ def speak(
     texts: Sequence[str],
     d_vectors: Tensor,
     *,
-    threshold: float = 0.5,
-    window: int | None = None,
     seed: int = 0,
+    **how: Any,
 ) -> Speech:
     """Texts in the voices of `d_vectors` `(texts, 256)` or `(256,)`, free-running; the same seed, the same speech.
 
-    `threshold` and `window` are Tacotron 2's; a parallel synthesizer has neither stop gate nor attention.
+    `how` is for the model's `generate`: `threshold` and `window` of a Tacotron 2, `pace` of a parallel one.
     Raises TextError for a text that cannot be read. Warns when a text ran into its limit.
     """
     device = next(model.parameters()).device
     text, lengths = encode_batch(texts)
     d_vectors = torch.as_tensor(d_vectors, dtype=torch.float32, device=device)
     d_vectors = d_vectors.expand(len(texts), -1)
-    loop = isinstance(model, Tacotron2)
-    how = {"threshold": threshold, "window": window} if loop else {}
     model.eval()
     with repeatable(device, seed):
         return model.generate(text.to(device), lengths.to(device), d_vectors, **how)

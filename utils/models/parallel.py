@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..mel import SILENCE
 from ..text import SYMBOLS
-from .tacotron2 import Encoder, Speech, length_mask
+from .tacotron2 import Encoder, Speech, length_mask, letters_and_voice
 
 PROSODY = ("pitch", "voiced", "energy")
 """What is said of each letter beside its duration (see `timing.letter_prosody`)."""
@@ -137,9 +137,7 @@ class ParallelSynthesizer(nn.Module):
 
     def memory(self, text: Tensor, lengths: Tensor, d_vectors: Tensor) -> Tensor:
         """Each letter as it was read, with the voice beside it: `(batch, letters, encoder + speaker)`."""
-        letters = self.encoder(text, lengths)
-        voice = F.softsign(self.speaker(F.normalize(d_vectors, dim=1)))
-        return torch.cat([letters, voice[:, None].expand(-1, letters.shape[1], -1)], 2)
+        return letters_and_voice(self.encoder(text, lengths), d_vectors, self.speaker)
 
     def decode(
         self, memory: Tensor, durations: Tensor, prosody: Tensor, lengths: Tensor, frames: int

@@ -173,6 +173,13 @@ class Encoder(nn.Module):
         return torch.cat([there, back], 2) * inside[..., None]
 
 
+def letters_and_voice(letters: Tensor, d_vectors: Tensor, speaker: nn.Linear) -> Tensor:
+    """Each letter as it was read, `(batch, letters, encoder)`, with the voice beside it."""
+    voice = F.softsign(speaker(F.normalize(d_vectors, dim=1)))
+    voice = voice[:, None].expand(-1, letters.shape[1], -1)
+    return torch.cat([letters, voice.to(letters.dtype)], 2)
+
+
 class Prenet(nn.Module):
     """Two small layers over the last frame. Dropout stays on in synthesis too, as in the paper: the decoder
     must not lean on the last frame alone."""
@@ -287,10 +294,7 @@ class Tacotron2(nn.Module):
 
     def memory(self, text: Tensor, lengths: Tensor, d_vectors: Tensor) -> Tensor:
         """What attention looks at, `(batch, letters, encoder + speaker)`: each letter with the voice beside it."""
-        letters = self.encoder(text, lengths)
-        voice = F.softsign(self.speaker(F.normalize(d_vectors, dim=1)))
-        voice = voice[:, None].expand(-1, letters.shape[1], -1)
-        return torch.cat([letters, voice.to(letters.dtype)], 2)
+        return letters_and_voice(self.encoder(text, lengths), d_vectors, self.speaker)
 
     def _begin(self, memory: Tensor) -> State:
         batch, letters, size = memory.shape
