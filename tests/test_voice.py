@@ -166,7 +166,8 @@ def test_words_are_plain():
 
 def test_word_error_rate_over_all_words(monkeypatch):
     said = iter(["one three", "four five six"])
-    monkeypatch.setattr(voice, "hear", lambda wave, rate: next(said))
+    monkeypatch.setattr(voice, "_decoder", lambda: None)
+    monkeypatch.setattr(voice, "_listen", lambda pcm: next(said))
     rate, heard = voice.heard_word_error_rate(
         [torch.zeros(9)] * 2, ["1, 2, 3.", "Four five."], RATE
     )
@@ -190,3 +191,16 @@ def test_the_recogniser_answers_with_words():
     wave = torch.from_numpy(samples[start : start + length].copy()) / 32768
     heard = voice.hear(wave, RATE).split()
     assert 3 <= len(heard) <= 20  # a synthetic voice: words, not the right ones
+
+
+def test_what_is_heard_does_not_depend_on_what_was_heard_before_or_by_whom():
+    pytest.importorskip("pocketsphinx")
+    index, samples = read_sample("sentences")
+    waves = []
+    for row in index[:16]:
+        start, length = int(row["start"]), int(row["length"])
+        waves.append(torch.from_numpy(samples[start : start + length].copy()) / 32768)
+    there = voice.hear_all(waves, RATE)
+    assert voice.hear_all(waves[::-1], RATE)[::-1] == there
+    assert voice.hear_all(waves, RATE, processes=2) == there
+    assert [voice.hear(wave, RATE) for wave in waves] == there

@@ -39,6 +39,12 @@ def pick_device(name: str | None = None) -> torch.device:
     return torch.device(wish)
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    usable = getattr(os, "sched_getaffinity", None)  # not on a Mac
+    return len(usable(0)) if usable else os.cpu_count() or 1
+
+
 def device_name(device: torch.device | None = None) -> str:
     """The product's name, e.g. `NVIDIA H100` or `Intel(R) Xeon(R) Processor`, for the results table."""
     device = device or pick_device()

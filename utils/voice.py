@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
+from multiprocessing import get_context
 
 import numpy as np
 import torch
@@ -200,26 +202,52 @@ def recogniser_is_here() -> bool:
     return True
 
 
-def hear(wave: Tensor, sample_rate: int) -> str:
-    """What pocketsphinx understands of a wave `(time,)`, offline. Raises MissingRecogniser where it is not."""
-    decoder = _decoder()
+def _pcm(wave: Tensor, sample_rate: int) -> bytes:
+    """A wave as pocketsphinx wants it: 16 kHz, 16 bits, its peak at half of full scale."""
     wave = resample(wave.cpu().float(), sample_rate, SAMPLE_RATE)
-    peak = wave.abs().max().clamp(min=1e-6)
+    return to_int16(0.5 * wave / wave.abs().max().clamp(min=1e-6)).tobytes()
+
+
+def _listen(pcm: bytes) -> str:
+    decoder = _decoder()
+    decoder.reinit_feat()  # or an answer depends a little on what was heard before
     decoder.start_utt()
-    decoder.process_raw(to_int16(0.5 * wave / peak).tobytes(), full_utt=True)
+    decoder.process_raw(pcm, full_utt=True)
     decoder.end_utt()
     best = decoder.hyp()
     return best.hypstr if best else ""
 
 
+def hear(wave: Tensor, sample_rate: int) -> str:
+    """What pocketsphinx understands of a wave `(time,)`, offline. Raises MissingRecogniser where it is not."""
+    return _listen(_pcm(wave, sample_rate))
+
+
+def hear_all(waves: Sequence[Tensor], sample_rate: int, processes: int = 1) -> list[str]:  # fmt: skip
+    """`hear` of many waves, shared among at most so many processes; the answers are the same for any number.
+
+    Processes and not threads, since pocketsphinx keeps Python's lock while it listens. Raises
+    MissingRecogniser.
+    """
+    _decoder()
+    pcm = [_pcm(wave, sample_rate) for wave in waves]
+    processes = min(processes, len(pcm) // 8)  # each begins with seconds of imports
+    if processes <= 1:
+        return [_listen(one) for one in pcm]
+    # spawned: a fork of a process whose threads are at work may wait for them for ever
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        return list(pool.map(_listen, pcm))
+
+
 def heard_word_error_rate(
-    waves: Sequence[Tensor], texts: Sequence[str], sample_rate: int
+    waves: Sequence[Tensor], texts: Sequence[str], sample_rate: int, processes: int = 1
 ) -> tuple[float, list[str]]:
     """Word error rate of pocketsphinx on waves that should say `texts`, over all words, and what it heard.
 
-    Its own errors are in it: compare with real speech and copy-synthesis. Raises MissingRecogniser.
+    Its own errors are in it: compare with real speech and copy-synthesis. `processes` as in `hear_all`. Raises
+    MissingRecogniser.
     """
     import jiwer
 
-    heard = [hear(w, sample_rate) for w in waves]
+    heard = hear_all(waves, sample_rate, processes)
     return jiwer.wer([plain_words(t) for t in texts], heard), heard

@@ -16,6 +16,7 @@ import nbformat
 from tqdm import tqdm
 
 from .. import days
+from ..device import cores
 from ..logger import code_commit, read_table
 from ..metrics import spread
 
@@ -65,12 +66,6 @@ def run(
     outcomes.sort(key=lambda o: o.day.number)
     print(report(outcomes, time.perf_counter() - began))
     return 1 if any(o.status != "ok" for o in outcomes) else 0
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    usable = getattr(os, "sched_getaffinity", None)  # not on a Mac
-    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def share(processes: int) -> int:
