@@ -11,7 +11,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -565,7 +565,7 @@ Network = Tacotron2 | WaveGlow | ParallelSynthesizer
 
 def save_network(path: Path, model: Network, **card: Any) -> int:
     """Write a synthesizer or vocoder as float16 safetensors; its sizes go into the card. Returns the bytes."""
-    known = {"network": type(model).__name__, "config": model.config.card()}
+    known = {"network": type(model).__name__, "config": asdict(model.config)}
     return save_weights(path, model, known | card, half=True)
 
 

@@ -7,7 +7,7 @@ free running; what attention did, a duration for each letter does, learned from 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -37,10 +37,6 @@ class ParallelConfig:
     n_mels: int = 80
     symbols: int = len(SYMBOLS)
     dropout: float = 0.1
-
-    def card(self) -> dict:
-        """The sizes as a plain dict, for the card beside the weights."""
-        return asdict(self)
 
 
 class TimedBatch(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -45,10 +45,6 @@ class TacotronConfig:
     dropout: float = 0.5
     rnn_dropout: float = 0.1
     prenet_dropout: float = 0.5
-
-    def card(self) -> dict:
-        """The sizes as a plain dict, for the card beside the weights."""
-        return asdict(self)
 
 
 class TextBatch(NamedTuple):

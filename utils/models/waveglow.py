@@ -9,7 +9,7 @@ log-determinant is known, so the likelihood of a wave is, too: that is the loss.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,6 @@ class WaveGlowConfig:
     condition: int = 96
     n_mels: int = 80
     hop: int = 256
-
-    def card(self) -> dict:
-        """The sizes as a plain dict, for the card beside the weights."""
-        return asdict(self)
 
 
 class Invertible1x1(nn.Module):
