@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from . import days
 from .features import (
     SAMPLE_RATE,
+    LogMel,
     add_noise,
     as_float,
     change_microphone,
@@ -22,8 +25,9 @@ from .features import (
     time_shift,
     to_mono,
 )
-from .models.keywords import KeywordNet
+from .models.keywords import CNN2d, KeywordNet
 from .training import predict
+from .weights import load_weights
 
 Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
@@ -104,3 +108,27 @@ def recognise(
     return [
         (classes[i], float(p)) for p, i in zip(values, numbers.tolist(), strict=True)
     ]
+
+
+def load_kept(
+    device: torch.device | str = "cpu",
+) -> tuple[KeywordNet, list[str]]:
+    """The recogniser that Day 7 keeps and its words, on `device` in evaluation mode.
+
+    Raises FileNotFoundError when the day was not run, ValueError when its card names another network than the
+    2-D CNN over log-mel.
+    """
+    path = days.get(7).folder / "checkpoints" / "keywords.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"Day 7's {path.name} is not here: make day DAY=7")
+    card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    kind = card["network"], card["front_end"]
+    if kind != ("2-D CNN", "log-mel"):
+        raise ValueError(
+            f"{path.name} is a {kind[0]} over {kind[1]}, not a 2-D CNN over log-mel"
+        )
+    front = LogMel(64)
+    network = CNN2d(front.out_channels, round(8 * card["width"]))
+    model = KeywordNet(front, network, len(card["classes"]), level=card["level"])
+    load_weights(path, model)
+    return model.to(device).eval(), card["classes"]

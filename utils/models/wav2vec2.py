@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import json
 import tempfile
 import time
@@ -393,6 +394,18 @@ def letter_times(
             found.append((vocabulary.symbols[number], begin, (t + 1) * hop))
         before = number
     return found
+
+
+def word_times(
+    log_probs: Tensor, text: str, recogniser: Recogniser
+) -> list[tuple[str, float, float]]:
+    """When each word of `text` was said, from its first letter to its last: (word, begin in s, end in s)."""
+    letters = letter_times(log_probs, text, recogniser)
+    words = itertools.groupby(letters, key=lambda letter: letter[0] == SEPARATOR)
+    spelled = [list(some) for is_space, some in words if not is_space]
+    return [
+        ("".join(c for c, _, _ in some), some[0][1], some[-1][2]) for some in spelled
+    ]
 
 
 # --- examples, decoding, evaluation -------------------------------------------------------------------

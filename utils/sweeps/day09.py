@@ -15,9 +15,11 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from .. import asr, days, speech
+from ..asr import Errors
 from ..device import allow_tf32, pick_device, seed_everything
 from ..features import SAMPLE_RATE, joined
 from ..logger import Run, RunLogger, read_table
+from ..metrics import Interval
 from ..models.wav2vec2 import (
     FULL_WEIGHTS,
     PRETRAIN_COLUMNS,
@@ -361,6 +363,29 @@ def _train_and_keep(
         run.result(**results(recogniser, history, words.train.speakers))
     keep(path, log, recogniser, history, recipe, init, seed)
     return history
+
+
+def record_tested(
+    log: RunLogger, key: dict[str, Any], card: dict[str, Any], found: Errors, interval: Interval
+) -> None:  # fmt: skip
+    """The row of a kept recogniser: of its training what its `card` and the training's own row say, of its test
+    the errors `found` by greedy decoding, with the `interval` of their rate."""
+    same = [r for r in read_table(log.path) if r["lessons"] == key["lessons"]]
+    before = next((r for r in same if r["val_curve"]), {})
+    left = ("steps", "speakers", "n_params", "val_curve")
+    end = card["curve"][-1]
+    with log.run(seed=card["seed"], **key) as run:
+        run.earlier_seconds = card["seconds"]
+        machine = card["machine"].split(" · ")[0]
+        run.note = f"trained on {machine} at {card['commit']}"
+        run.result(**{k: before.get(k, "") for k in left}, epochs=len(card["curve"]))
+        run.result(final_loss=end["train_loss"], grad_norm=end["grad_norm"])
+        validated = ("val_loss", "val_wer", "val_cer", "val_blanks")
+        run.result(**{k: end[k] for k in validated})
+        run.result(
+            wer=found.wer, cer=found.cer, accuracy=found.word_accuracy, decoder="greedy",
+            wer_low=interval.low, wer_high=interval.high,
+        )  # fmt: skip
 
 
 def sentences_path(profile: str) -> Path:
