@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import soundfile
@@ -46,10 +48,10 @@ def runs(tmp_path_factory):
 
 def test_one_command_makes_every_file_and_the_same_again(runs, monkeypatch, capsys):
     assert cli.main(["speak", "--day", "11", "--profile", "quick"]) == 0
-    assert "38 files" in capsys.readouterr().out
+    assert "46 files" in capsys.readouterr().out
     folder = days.get(11).output("quick") / "audio"
     files = sorted(folder.glob("*.wav"))
-    assert len(files) == 2 * 7 + 4 * 6
+    assert len(files) == 2 * 7 + 4 * 8
     for path in files:
         info = soundfile.info(path)
         assert (info.samplerate, info.subtype, info.channels) == (16_000, "PCM_16", 1)
@@ -79,6 +81,25 @@ def test_a_line_sounds_the_same_whatever_else_is_spoken(runs):
     assert {len(waves) for waves in found.elsewhere.values()} == {2}
 
 
+def test_a_stranger_is_learned_once_and_spoken_alike(runs):
+    strangers = [x for x in speaking.lines("quick") if x.part == "voices"][:1]
+    again = replace(strangers[0], name="again")
+    nets = speaking.networks("quick")
+    found = speaking.material([*strangers, again], "quick")
+    made = speaking.perform([*strangers, again], found, nets)
+    (learned,) = made.learned.values()
+    assert made.learning[again.speaker] > 0
+    assert strangers[0].said
+    assert learned.model is not nets.synthesizers["parallel"]
+    for vocoder in speaking.VOCODERS:
+        first, second = (
+            made.waves[x.name, f"adapted_{vocoder}"] for x in (*strangers, again)
+        )
+        assert torch.equal(first, second)
+    spoken = {kind for name, kind in made.speech if name == "again"}
+    assert spoken == {"speech", "adapted"}
+
+
 def test_missing_weights_name_the_command(runs, capsys):
     path = cloning.weights_path("voices", "quick")
     moved = path.rename(path.with_suffix(".away"))
@@ -99,6 +120,8 @@ def test_a_clone_wants_consent_text_and_a_voice(runs, tmp_path):
         assert len(wave) > 0
     soundfile.write(tmp_path / "me.wav", NOISE.repeat_interleave(2).numpy(), 32_000)
     speaking.clone(tmp_path / "me.wav", "Hello.", nets, consent=True)
+    told = speaking.clone(NOISE, "Hello.", nets, consent=True, said="Good morning.")
+    assert not torch.equal(told, speaking.clone(NOISE, "Hello.", nets, consent=True))
     with pytest.raises(speaking.ConsentError, match="your own"):
         speaking.clone(NOISE, "Hello.", nets, consent=False)
     for text, said in (("", "nothing to speak"), ("你好", "English letters")):
@@ -122,6 +145,7 @@ def test_the_committed_lines_are_held_out():
         assert line.recording in tests["kathleen" if line.part == "kathleen" else "librispeech"]  # fmt: skip
         assert line.recording not in line.references
         assert normalise(line.text)
+        assert bool(line.said) == (line.part == "voices")
         if line.part == "voices":
             assert {n.split("-")[0] for n in (line.recording, *line.references)} == {line.speaker}  # fmt: skip
             assert line.speaker not in trained

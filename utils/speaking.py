@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import cloning, days, speech, tts
+from .adapting import ADAPTING, Adapting, Learned, learn
 from .data import SPLITS, DataError
 from .features import SAMPLE_RATE, as_float, read_audio, resample, to_level
 from .mel import LIBRISPEECH, SynthesisMel, trim_silence
@@ -39,9 +40,9 @@ VOCODERS = ("griffin_lim", "waveglow")
 
 
 def speakers_of(part: str) -> dict[str, str]:
-    """The synthesizers that speak the lines of a part, by the kind of system they make: Kathleen's have two."""
-    own = {"speech": part}
-    return own | {"parallel": "parallel"} if part == "kathleen" else own
+    """The synthesizers that speak the lines of a part, by the kind of system they make: its own, and the parallel
+    one, for strangers `adapted` to their reference."""
+    return {"speech": part, "parallel" if part == "kathleen" else "adapted": "parallel"}
 
 
 def systems(part: str) -> tuple[str, ...]:
@@ -65,7 +66,8 @@ class Line:
     """One text to be spoken by the synthesizer `part` in the voice of `speaker`.
 
     `recording` is the utterance in which the speaker says the same; `references` are the utterances, others than
-    that one, whose mean d-vector is the voice. The files of `published` lines are kept in `audio/`.
+    that one, whose mean d-vector is the voice, and `said` is the text of the first, for who learns from it. The
+    files of `published` lines are kept in `audio/`.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Line:
     references: tuple[str, ...]
     published: bool
     text: str
+    said: str = ""
 
 
 def lines(profile: str, published: bool = False) -> list[Line]:
@@ -88,7 +91,9 @@ def lines(profile: str, published: bool = False) -> list[Line]:
 
 
 def _line(row: Mapping[str, str]) -> Line:
-    texts = {k: row[k] for k in ("name", "part", "speaker", "recording", "text")}
+    texts = {
+        k: row[k] for k in ("name", "part", "speaker", "recording", "text", "said")
+    }
     return Line(
         **texts,
         references=tuple(row["references"].split()),
@@ -113,7 +118,7 @@ def _sample_lines() -> list[Line]:
             found.append(
                 Line(
                     f"{speaker}_1", "voices", speaker, part.names[said], (part.names[reference],), True,
-                    part.texts[said],
+                    part.texts[said], part.texts[reference],
                 )
             )  # fmt: skip
     return found
@@ -210,12 +215,14 @@ def filed_material(
 
 @dataclass
 class Networks:
-    """What speaks: synthesizers by part, vocoders by name, the mel between them, and the cards of all weights."""
+    """What speaks: synthesizers by part, vocoders by name, the mel between them, the cards of all weights, and how
+    the parallel synthesizer learns a voice."""
 
     synthesizers: dict[str, Tacotron2 | ParallelSynthesizer]
     vocoders: dict[str, Vocoder]
     mel: SynthesisMel
     cards: dict[str, dict[str, Any]]
+    adapting: Adapting
 
 
 def networks(profile: str, device: torch.device | str = "cpu") -> Networks:
@@ -232,7 +239,7 @@ def networks(profile: str, device: torch.device | str = "cpu") -> Networks:
     glow = loaded.pop("vocoder")
     guess = partial(mel.griffin_lim, iterations=GRIFFIN_LIM[profile])
     vocoders = {"griffin_lim": guess, "waveglow": glow.decode}
-    return Networks(loaded, vocoders, mel, cards)
+    return Networks(loaded, vocoders, mel, cards, ADAPTING[profile])
 
 
 # --- speaking -----------------------------------------------------------------------------------------
@@ -240,13 +247,15 @@ def networks(profile: str, device: torch.device | str = "cpu") -> Networks:
 
 @dataclass
 class Spoken:
-    """All that was made of some lines: `waves` by `(line, system)`, what the synthesizer gave by line (`parallel`:
-    the parallel one), and the seconds that each wave took to make (of speech both networks together)."""
+    """All that was made of some lines: `waves` by `(line, system)`, what the synthesizers gave by `(line, kind)`,
+    the seconds that each wave took to make (of speech both networks together), and of each voice that was learned
+    what it is and how long that took."""
 
     waves: dict[tuple[str, str], Tensor] = field(default_factory=dict)
-    speech: dict[str, Speech] = field(default_factory=dict)
-    parallel: dict[str, Speech] = field(default_factory=dict)
+    speech: dict[tuple[str, str], Speech] = field(default_factory=dict)
     seconds: dict[tuple[str, str], float] = field(default_factory=dict)
+    learned: dict[str, Learned] = field(default_factory=dict)
+    learning: dict[str, float] = field(default_factory=dict)
 
 
 def say(nets: Networks, part: str, text: str, voice: Tensor) -> Speech:
@@ -254,6 +263,12 @@ def say(nets: Networks, part: str, text: str, voice: Tensor) -> Speech:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `stopped` says it
         return tts.speak(nets.synthesizers[part], [text], voice)
+
+
+def learn_voice(nets: Networks, wave: Tensor, said: str, voice: Tensor) -> Learned:
+    """The voice of a recording `(time,)` at 16 kHz of the words `said`; its letters are timed by `voices`."""
+    parallel, teacher = nets.synthesizers["parallel"], nets.synthesizers["voices"]
+    return learn(parallel, teacher, wave, said, voice, nets.mel, nets.adapting)
 
 
 def perform(wanted: Iterable[Line], found: Material, nets: Networks) -> Spoken:
@@ -270,15 +285,24 @@ def perform(wanted: Iterable[Line], found: Material, nets: Networks) -> Spoken:
             made.waves[copy] = vocoder(mel)[0].float().cpu()
             made.seconds[copy] = time.perf_counter() - began
         for kind, part in speakers_of(line.part).items():
-            kept = {"speech": made.speech, "parallel": made.parallel}[kind]
+            if kind == "adapted" and line.speaker not in made.learned:
+                reference, began = found.references[line.speaker], time.perf_counter()
+                learned = learn_voice(nets, reference, line.said, voice)
+                made.learned[line.speaker] = learned
+                made.learning[line.speaker] = time.perf_counter() - began
             began = time.perf_counter()
-            kept[line.name] = say(nets, part, line.text, voice)
+            spoken = (
+                made.learned[line.speaker].say(line.text)
+                if kind == "adapted"
+                else say(nets, part, line.text, voice)
+            )
             thought = time.perf_counter() - began
+            made.speech[line.name, kind] = spoken
             for name, vocoder in nets.vocoders.items():
-                speech = (line.name, f"{kind}_{name}")
+                system = (line.name, f"{kind}_{name}")
                 began = time.perf_counter()
-                (made.waves[speech],) = tts.to_waves(kept[line.name], vocoder, hop)
-                made.seconds[speech] = thought + time.perf_counter() - began
+                (made.waves[system],) = tts.to_waves(spoken, vocoder, hop)
+                made.seconds[system] = thought + time.perf_counter() - began
     return made
 
 
@@ -322,8 +346,11 @@ def clone(
     rate: int = SAMPLE_RATE,
     vocoder: str = "waveglow",
     encoder: DVector | None = None,
+    said: str = "",
 ) -> Tensor:
     """A text in the voice of a recording (a file, or samples at `rate` Hz): sound `(time,)` at 16 kHz.
+
+    By its d-vector alone; where the words that are `said` in it are given, the voice is learned from them.
 
     Raises ConsentError unless `consent` is True, TextError for what cannot be read, AudioError for a recording
     that cannot be used: a file that is none, silence, less than a second of speech.
@@ -339,6 +366,10 @@ def clone(
     reference = check_reference(recording, rate)
     device = nets.mel.hann.device
     voice = (encoder or pretrained_dvector(device)).embed([reference])[0]
-    spoken = say(nets, "voices", text, voice)
+    spoken = (
+        learn_voice(nets, reference, said, voice).say(text)
+        if said
+        else say(nets, "voices", text, voice)
+    )
     (wave,) = tts.to_waves(spoken, nets.vocoders[vocoder], nets.mel.settings.hop)
     return wave

@@ -1,0 +1,131 @@
+"""A voice learned from one sentence: what is trained, what stays, and how a mel is moved towards a recording."""
+
+import pytest
+import torch
+
+from utils import adapting
+from utils.adapting import Adapting
+from utils.features import SAMPLE_RATE
+from utils.mel import LIBRISPEECH, SILENCE, SynthesisMel
+from utils.models.parallel import ParallelConfig, ParallelSynthesizer, parallel_losses
+from utils.models.tacotron2 import Tacotron2, TacotronConfig
+from utils.text import TextError
+
+SIZES = {"encoder": 16, "speaker": 4}
+SETTINGS = Adapting(steps=20, lr=5e-3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    small = ParallelConfig(width=16, hidden=32, blocks=2, predictor=8, **SIZES)
+    return ParallelSynthesizer(small).eval()
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    torch.manual_seed(1)
+    config = TacotronConfig(decoder=16, r=2, attention=8, prenet=8, postnet=8, **SIZES)
+    return Tacotron2(config).eval()
+
+
+@pytest.fixture(scope="module")
+def wave():
+    t = torch.arange(2 * SAMPLE_RATE) / SAMPLE_RATE
+    noise = torch.randn(len(t), generator=torch.Generator().manual_seed(0))
+    return 0.2 * torch.sin(900 * t) * (1 + torch.sin(20 * t)) + 0.02 * noise
+
+
+@pytest.fixture(scope="module")
+def recording(teacher, wave):
+    voice = torch.nn.functional.normalize(torch.ones(256), dim=0)
+    mel = SynthesisMel(LIBRISPEECH)
+    return adapting.timed_recording(wave, "Hello there.", voice, mel, teacher)
+
+
+def test_a_recording_is_timed_whole(recording):
+    assert len(recording.text) == 1
+    total = recording.durations.sum().item()
+    assert total == pytest.approx(int(recording.mel_lengths[0]), abs=1)
+
+
+def test_only_the_decoder_learns_and_only_in_the_copy(model, recording):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    adapted = adapting.adapt(model, recording, SETTINGS)
+    assert not any(part.training for part in adapted.modules())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    after = adapted.state_dict()
+    changed = {
+        k.split(".")[0] for k, v in after.items() if not torch.equal(v, before[k])
+    }
+    assert changed == {"decoder", "colour"}  # the encoder's batch norms stay, too
+    with torch.no_grad():
+        errors = [parallel_losses(m(*recording), recording)["mel"].item() for m in (model, adapted)]  # fmt: skip
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_the_same_seed_learns_the_same(model, recording):
+    torch.manual_seed(5)
+    one = adapting.adapt(model, recording, Adapting(steps=3))
+    after = torch.rand(1)
+    again = adapting.adapt(model, recording, Adapting(steps=3))
+    for a, b in zip(one.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+    torch.manual_seed(5)
+    assert torch.equal(after, torch.rand(1))  # the caller's generator is left alone
+
+
+def test_the_rate_rises_stays_and_falls():
+    rates = [adapting.rate_factor(step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:49] == [1.0] * 40
+    assert rates[-1] == pytest.approx(0.1)
+    assert rates[50:] == sorted(rates[50:], reverse=True)
+
+
+def test_a_voice_that_differs_by_a_colour_is_reached():
+    torch.manual_seed(0)
+    mel = torch.randn(80, 60).cumsum(1) / 4
+    colour = torch.linspace(-1, 1, 80)[:, None]
+    told = adapting.towards(mel, mel + colour, Adapting(neighbours=1, width=2.0))
+    assert torch.allclose(told, mel + colour, atol=1e-4)
+
+
+def test_the_direction_is_smooth_in_time():
+    torch.manual_seed(0)
+    mel, recording = torch.randn(80, 50), torch.randn(80, 7)
+    rough = adapting.towards(mel, recording, Adapting(neighbours=1, width=0.1)) - mel
+    smooth = adapting.towards(mel, recording, Adapting(neighbours=9, width=8.0)) - mel
+    assert smooth.diff().abs().mean() < 0.2 * rough.diff().abs().mean()
+
+
+def test_frames_are_compared_without_level_and_colour():
+    torch.manual_seed(0)
+    mel = torch.randn(80, 40)
+    found = adapting.sound_of(mel)
+    assert found.shape == (40, 13 * 5)
+    brighter = mel + 0.3 + torch.linspace(-1, 1, 80)[:, None]
+    assert torch.allclose(adapting.sound_of(brighter), found, atol=1e-3)
+    assert adapting.sound_of(mel[:, :1]).isfinite().all()
+
+
+def test_a_learned_voice_speaks_and_refuses(model, teacher, wave):
+    voice = torch.nn.functional.normalize(torch.ones(256), dim=0)
+    mel = SynthesisMel(LIBRISPEECH)
+    how = (voice, mel, Adapting(steps=2))
+    learned = adapting.learn(model, teacher, wave, "Hello.", *how)
+    speech = learned.say("Good morning.")
+    n = int(speech.lengths[0])
+    assert speech.item(0).shape == (80, n)
+    assert (speech.mel[0, :, n:] == SILENCE).all()
+    assert not torch.equal(speech.mel, speech.before)
+    with pytest.raises(TextError):
+        learned.say("")
+    # texts that cannot be read and silent recordings leave nothing to learn from
+    with pytest.raises(ValueError, match="nothing to speak"):
+        adapting.learn(model, teacher, wave, "", *how)
+    with pytest.raises(ValueError, match="silent"):
+        adapting.learn(model, teacher, torch.zeros(SAMPLE_RATE), "Hello.", *how)
+    with pytest.raises(ValueError, match="30 at most"):
+        adapting.learn(model, teacher, wave.repeat(20), "Hello.", *how)
