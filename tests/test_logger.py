@@ -105,6 +105,7 @@ def test_only_this_sessions_headline_keeps_the_crown(log, tmp_path):
     later = RunLogger(2, "study", "mnist", CPU, COLUMNS, folder=log.folder)
     kept = [one(later, seed=s, role="headline", lr=0.5).id for s in (0, 1)]
     one(later, seed=2)
+    one(later, seed=1)  # an earlier headline, run again and no headline any more
     later.crown()
     rows = read_table(log.path)
     assert [r["run"] for r in rows if r["role"] == "headline"] == kept

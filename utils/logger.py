@@ -233,18 +233,18 @@ class RunLogger:
         """Leave only this session's headline runs as headline rows of this profile.
 
         Call it after the headline runs: the headline of an earlier choice becomes a `sweep` row, and
-        its epochs leave the train log, so that no mean mixes two configurations.
+        the epochs of any other run leave the train log, so that no mean mixes two configurations.
         """
-        rows = read_table(self.path)
-        log = read_table(self.train_log)
-        for row in rows:
+        for row in read_table(self.path):
             mine = row["profile"] == self.profile and row["role"] == "headline"
             if mine and row["run"] not in self.headlines:
                 update_table(
                     self.path, [{**row, "role": "sweep"}], self.header, row["run"]
                 )
-                if any(e["run"] == row["run"] for e in log):
-                    update_table(self.train_log, [], list(log[0]), replace=row["run"])
+        log = read_table(self.train_log)
+        logged = {e["run"] for e in log if e["profile"] == self.profile}
+        for run in logged - self.headlines:
+            update_table(self.train_log, [], list(log[0]), replace=run)
 
     def run(
         self, *, role: str = "sweep", seed: int = 0, note: str = "", **config: Any
