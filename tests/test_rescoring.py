@@ -1,12 +1,13 @@
 """The second opinion: CTC's word for each place against sums by hand, the pieces that are cut, both together."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from utils import asr, rescoring
+from utils import asr, days, rescoring
 from utils.features import SAMPLE_RATE
 from utils.keywords import load_kept
 from utils.models import wav2vec2 as w2v
@@ -122,10 +123,6 @@ def test_the_kept_recogniser_names_words_of_the_bundled_voices():
 
 
 def test_the_kept_recogniser_is_refused_clearly(tmp_path, monkeypatch):
-    from types import SimpleNamespace
-
-    from utils import days
-
     monkeypatch.setattr(days, "get", lambda number: SimpleNamespace(folder=tmp_path))
     with pytest.raises(FileNotFoundError, match="make day DAY=7"):
         load_kept()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import timing, tts
+from .features import dct_matrix
 from .mel import SynthesisMel
 from .models.parallel import ParallelSynthesizer, TimedBatch, parallel_losses
 from .models.tacotron2 import Speech, Tacotron2
@@ -93,12 +94,7 @@ def sound_of(mel: Tensor, order: int = 13, around: int = 2) -> Tensor:
     three tenths, so that they tell less of who speaks than of what; loudness and the `around` frames on either
     side at half weight.
     """
-    n = len(mel)
-    places = (torch.arange(n, device=mel.device) + 0.5) / n
-    waves = torch.cos(
-        math.pi * torch.arange(order, device=mel.device)[:, None] * places
-    )
-    cepstra = waves @ mel
+    cepstra = dct_matrix(len(mel), order).to(mel.device).T @ mel
     loud = mel.mean(0) > mel.mean(0).quantile(0.3)
     some = cepstra[:, loud] if loud.sum() > 1 else cepstra
     cepstra = cepstra - some.mean(1, keepdim=True)
