@@ -1,5 +1,7 @@
 """A voice learned from one sentence: what is trained, what stays, and how a mel is moved towards a recording."""
 
+import copy
+
 import pytest
 import torch
 
@@ -74,6 +76,45 @@ def test_the_same_seed_learns_the_same(model, recording):
         assert torch.equal(a, b)
     torch.manual_seed(5)
     assert torch.equal(after, torch.rand(1))  # the caller's generator is left alone
+
+
+@pytest.fixture(scope="module")
+def slow(model):
+    """The model with letters of some three frames, so that a pace is seen in the number of frames."""
+    model = copy.deepcopy(model)
+    torch.nn.init.constant_(model.duration.leave.bias, 1.4)
+    return model
+
+
+def test_the_pace_is_that_of_the_recording(slow, recording):
+    model = slow
+    with torch.no_grad():
+        own = (model(*recording).log_durations.exp() - 1).clamp(min=0)
+
+    def pace(factor):
+        return adapting.pace_of(model, recording._replace(durations=factor * own))
+
+    assert pace(1) == pytest.approx(1)
+    assert pace(1.1) == pytest.approx(1 / 1.1)
+    assert pace(0.9) == pytest.approx(1 / 0.9)
+    assert (pace(9), pace(0.1)) == pytest.approx(adapting.PACES)
+    # the letters of a longer neighbour in the batch are not counted
+    padded = torch.nn.functional.pad(recording.text, (0, 5), value=1)
+    longer = recording._replace(
+        text=padded,
+        durations=torch.nn.functional.pad(own, (0, 5)),
+        prosody=torch.nn.functional.pad(recording.prosody, (0, 0, 0, 5)),
+    )
+    assert adapting.pace_of(model, longer) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_learned_voice_speaks_at_its_pace(slow, recording):
+    lengths = [
+        int(adapting.Learned(slow, recording, Adapting(), pace).say("Good morning.").lengths)
+        for pace in (0.8, 1.0, 1.25)
+    ]  # fmt: skip
+    assert lengths[0] / lengths[1] == pytest.approx(1 / 0.8, abs=0.05)
+    assert lengths[2] / lengths[1] == pytest.approx(0.8, abs=0.05)
 
 
 def test_the_rate_rises_stays_and_falls():

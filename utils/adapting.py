@@ -1,5 +1,5 @@
 """A voice learned from one sentence: the parallel synthesizer goes on learning for some steps from a recording of
-known text, and what it then says is moved towards the recording's own frames.
+known text, speaks at its pace, and what it then says is moved towards the recording's own frames.
 
 The first is the idea of AdaSpeech (Chen et al., 2021, arXiv:2103.00993), there of few weights and more sentences;
 the second that of kNN-VC (Baas et al., 2023, arXiv:2305.18975), whose nearest frames give here a direction alone.
@@ -19,10 +19,12 @@ from . import timing, tts
 from .features import dct_matrix
 from .mel import SynthesisMel
 from .models.parallel import ParallelSynthesizer, TimedBatch, parallel_losses
-from .models.tacotron2 import Speech, Tacotron2
+from .models.tacotron2 import Speech, Tacotron2, length_mask
 
 PITCH = 60, 400
 """Between which frequencies (Hz) a stranger's pitch is looked for."""
+PACES = 0.8, 1.25
+"""The slowest and the quickest pace that is taken over from a recording: one sentence may be an odd one."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Adapting:
     """How a voice is learned: `steps` of Adam up to the rate `lr`; then each frame is moved towards the mean of
     its `neighbours` in the recording, by a direction smoothed over `width` frames (standard deviation)."""
 
-    steps: int = 30
+    steps: int = 60
     lr: float = 1e-3
     neighbours: int = 4
     width: float = 5.0
@@ -80,6 +82,15 @@ def adapt(
     return adapted.requires_grad_(False).eval()
 
 
+@torch.no_grad()
+def pace_of(model: ParallelSynthesizer, recording: TimedBatch) -> float:
+    """How many times as fast as the model would say these words the recording says them, kept within `PACES`."""
+    told = model(*recording).log_durations.exp() - 1
+    there = length_mask(recording.text_lengths, told.shape[1])
+    quickness = (told.clamp(min=0) * there).sum() / recording.durations.sum()
+    return float(quickness.clamp(*PACES))
+
+
 def rate_factor(step: int, steps: int, warm_up: int = 10) -> float:
     """The share of the rate at a step (from 0): up over `warm_up` steps, from the half on down to a tenth."""
     done = (step + 1) / steps
@@ -124,15 +135,17 @@ def towards(mel: Tensor, recording: Tensor, settings: Adapting) -> Tensor:
 
 @dataclass
 class Learned:
-    """A voice that was learned: the adapted model, and the recording that it learned from."""
+    """A voice that was learned: the adapted model, the recording that it learned from, and the `pace` of that."""
 
     model: ParallelSynthesizer
     recording: TimedBatch
     settings: Adapting
+    pace: float = 1.0
 
     def say(self, text: str) -> Speech:
         """A text in this voice, moved towards its recording. Raises TextError for what cannot be read."""
-        speech = tts.speak(self.model, [text], self.recording.d_vectors)
+        voice = self.recording.d_vectors
+        speech = tts.speak(self.model, [text], voice, pace=self.pace)
         known = self.recording.mel[0, :, : int(self.recording.mel_lengths[0])]
         mel = speech.mel.clone()
         mel[0, :, : speech.lengths[0]] = towards(speech.item(0), known, self.settings)
@@ -148,4 +161,5 @@ def learn(
     Raises what `timed_recording` does.
     """
     recording = timed_recording(wave, said, voice, mel, teacher)
-    return Learned(adapt(model, recording, settings), recording, settings)
+    adapted = adapt(model, recording, settings)
+    return Learned(adapted, recording, settings, pace_of(model, recording))
