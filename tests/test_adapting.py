@@ -87,12 +87,11 @@ def slow(model):
 
 
 def test_the_pace_is_that_of_the_recording(slow, recording):
-    model = slow
     with torch.no_grad():
-        own = (model(*recording).log_durations.exp() - 1).clamp(min=0)
+        own = (slow(*recording).log_durations.exp() - 1).clamp(min=0)
 
     def pace(factor):
-        return adapting.pace_of(model, recording._replace(durations=factor * own))
+        return adapting.pace_of(slow, recording._replace(durations=factor * own))
 
     assert pace(1) == pytest.approx(1)
     assert pace(1.1) == pytest.approx(1 / 1.1)
@@ -105,7 +104,7 @@ def test_the_pace_is_that_of_the_recording(slow, recording):
         durations=torch.nn.functional.pad(own, (0, 5)),
         prosody=torch.nn.functional.pad(recording.prosody, (0, 0, 0, 5)),
     )
-    assert adapting.pace_of(model, longer) == pytest.approx(1, abs=1e-3)
+    assert adapting.pace_of(slow, longer) == pytest.approx(1, abs=1e-3)
 
 
 def test_a_learned_voice_speaks_at_its_pace(slow, recording):

@@ -85,9 +85,10 @@ def adapt(
 @torch.no_grad()
 def pace_of(model: ParallelSynthesizer, recording: TimedBatch) -> float:
     """How many times as fast as the model would say these words the recording says them, kept within `PACES`."""
-    told = model(*recording).log_durations.exp() - 1
-    there = length_mask(recording.text_lengths, told.shape[1])
-    quickness = (told.clamp(min=0) * there).sum() / recording.durations.sum()
+    text, lengths, d_vectors = recording[:3]
+    memory = model.memory(text, lengths, d_vectors)
+    inside = length_mask(lengths, text.shape[1])[..., None].to(memory.dtype)
+    quickness = model.frames_of(memory, inside).sum() / recording.durations.sum()
     return float(quickness.clamp(*PACES))
 
 

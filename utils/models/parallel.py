@@ -135,6 +135,12 @@ class ParallelSynthesizer(nn.Module):
         """Each letter as it was read, with the voice beside it: `(batch, letters, encoder + speaker)`."""
         return letters_and_voice(self.encoder(text, lengths), d_vectors, self.speaker)
 
+    def frames_of(self, memory: Tensor, inside: Tensor) -> Tensor:
+        """Frames that each letter of a memory should last, `(batch, letters)`; 0 where `inside` `(batch, letters,
+        1)` is 0."""
+        lasting = self.duration(memory, inside).squeeze(2).exp() - 1
+        return lasting.clamp(min=0) * inside.squeeze(2)
+
     def decode(
         self, memory: Tensor, durations: Tensor, prosody: Tensor, lengths: Tensor, frames: int
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -184,10 +190,8 @@ class ParallelSynthesizer(nn.Module):
                 f"pace {pace}: write a number above 0 (2 is twice as fast)"
             )
         memory = self.memory(text, text_lengths, d_vectors)
-        letters = length_mask(text_lengths, text.shape[1])
-        inside = letters[..., None].to(memory.dtype)
-        lasting = self.duration(memory, inside).squeeze(2).exp() - 1
-        durations = lasting.clamp(min=0) * letters / pace
+        inside = length_mask(text_lengths, text.shape[1])[..., None].to(memory.dtype)
+        durations = self.frames_of(memory, inside) / pace
         lengths = durations.sum(1).ceil().long().clamp(min=2)
         mel, weights = self.decode(
             memory, durations, self.prosody(memory, inside) * inside, lengths, int(lengths.max())
