@@ -5,13 +5,14 @@ import copy
 import pytest
 import torch
 
-from utils import adapting
-from utils.adapting import Adapting
+from Day11_Voice_Cloning import adaptation
+from Day11_Voice_Cloning.adaptation import Adapting
+from Day11_Voice_Cloning.fastspeech_training import parallel_losses
 from utils.features import SAMPLE_RATE
-from utils.mel import LIBRISPEECH, SILENCE, SynthesisMel
-from utils.models.parallel import ParallelConfig, ParallelSynthesizer, parallel_losses
+from utils.models.fastspeech import ParallelConfig, ParallelSynthesizer
 from utils.models.tacotron2 import Tacotron2, TacotronConfig
-from utils.text import TextError
+from utils.models.tts_mel import LIBRISPEECH, SILENCE, SynthesisMel
+from utils.models.tts_text import TextError
 
 SIZES = {"encoder": 16, "speaker": 4}
 SETTINGS = Adapting(steps=20, lr=5e-3)
@@ -42,7 +43,7 @@ def wave():
 def recording(teacher, wave):
     voice = torch.nn.functional.normalize(torch.ones(256), dim=0)
     mel = SynthesisMel(LIBRISPEECH)
-    return adapting.timed_recording(wave, "Hello there.", voice, mel, teacher)
+    return adaptation.timed_recording(wave, "Hello there.", voice, mel, teacher)
 
 
 def test_a_recording_is_timed_whole(recording):
@@ -53,7 +54,7 @@ def test_a_recording_is_timed_whole(recording):
 
 def test_only_the_decoder_learns_and_only_in_the_copy(model, recording):
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    adapted = adapting.adapt(model, recording, SETTINGS)
+    adapted = adaptation.adapt(model, recording, SETTINGS)
     assert not any(part.training for part in adapted.modules())
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
@@ -69,9 +70,9 @@ def test_only_the_decoder_learns_and_only_in_the_copy(model, recording):
 
 def test_the_same_seed_learns_the_same(model, recording):
     torch.manual_seed(5)
-    one = adapting.adapt(model, recording, Adapting(steps=3))
+    one = adaptation.adapt(model, recording, Adapting(steps=3))
     after = torch.rand(1)
-    again = adapting.adapt(model, recording, Adapting(steps=3))
+    again = adaptation.adapt(model, recording, Adapting(steps=3))
     for a, b in zip(one.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
     torch.manual_seed(5)
@@ -91,12 +92,12 @@ def test_the_pace_is_that_of_the_recording(slow, recording):
         own = (slow(*recording).log_durations.exp() - 1).clamp(min=0)
 
     def pace(factor):
-        return adapting.pace_of(slow, recording._replace(durations=factor * own))
+        return adaptation.pace_of(slow, recording._replace(durations=factor * own))
 
     assert pace(1) == pytest.approx(1)
     assert pace(1.1) == pytest.approx(1 / 1.1)
     assert pace(0.9) == pytest.approx(1 / 0.9)
-    assert (pace(9), pace(0.1)) == pytest.approx(adapting.PACES)
+    assert (pace(9), pace(0.1)) == pytest.approx(adaptation.PACES)
     # the letters of a longer neighbour in the batch are not counted
     padded = torch.nn.functional.pad(recording.text, (0, 5), value=1)
     longer = recording._replace(
@@ -104,12 +105,12 @@ def test_the_pace_is_that_of_the_recording(slow, recording):
         durations=torch.nn.functional.pad(own, (0, 5)),
         prosody=torch.nn.functional.pad(recording.prosody, (0, 0, 0, 5)),
     )
-    assert adapting.pace_of(slow, longer) == pytest.approx(1, abs=1e-3)
+    assert adaptation.pace_of(slow, longer) == pytest.approx(1, abs=1e-3)
 
 
 def test_a_learned_voice_speaks_at_its_pace(slow, recording):
     lengths = [
-        int(adapting.Learned(slow, recording, Adapting(), pace).say("Good morning.").lengths)
+        int(adaptation.Learned(slow, recording, Adapting(), pace).say("Good morning.").lengths)
         for pace in (0.8, 1.0, 1.25)
     ]  # fmt: skip
     assert lengths[0] / lengths[1] == pytest.approx(1 / 0.8, abs=0.05)
@@ -117,7 +118,7 @@ def test_a_learned_voice_speaks_at_its_pace(slow, recording):
 
 
 def test_the_rate_rises_stays_and_falls():
-    rates = [adapting.rate_factor(step, 100) for step in range(100)]
+    rates = [adaptation.rate_factor(step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9:49] == [1.0] * 40
     assert rates[-1] == pytest.approx(0.1)
@@ -128,33 +129,33 @@ def test_a_voice_that_differs_by_a_colour_is_reached():
     torch.manual_seed(0)
     mel = torch.randn(80, 60).cumsum(1) / 4
     colour = torch.linspace(-1, 1, 80)[:, None]
-    told = adapting.towards(mel, mel + colour, Adapting(neighbours=1, width=2.0))
+    told = adaptation.towards(mel, mel + colour, Adapting(neighbours=1, width=2.0))
     assert torch.allclose(told, mel + colour, atol=1e-4)
 
 
 def test_the_direction_is_smooth_in_time():
     torch.manual_seed(0)
     mel, recording = torch.randn(80, 50), torch.randn(80, 7)
-    rough = adapting.towards(mel, recording, Adapting(neighbours=1, width=0.1)) - mel
-    smooth = adapting.towards(mel, recording, Adapting(neighbours=9, width=8.0)) - mel
+    rough = adaptation.towards(mel, recording, Adapting(neighbours=1, width=0.1)) - mel
+    smooth = adaptation.towards(mel, recording, Adapting(neighbours=9, width=8.0)) - mel
     assert smooth.diff().abs().mean() < 0.2 * rough.diff().abs().mean()
 
 
 def test_frames_are_compared_without_level_and_colour():
     torch.manual_seed(0)
     mel = torch.randn(80, 40)
-    found = adapting.sound_of(mel)
+    found = adaptation.sound_of(mel)
     assert found.shape == (40, 13 * 5)
     brighter = mel + 0.3 + torch.linspace(-1, 1, 80)[:, None]
-    assert torch.allclose(adapting.sound_of(brighter), found, atol=1e-3)
-    assert adapting.sound_of(mel[:, :1]).isfinite().all()
+    assert torch.allclose(adaptation.sound_of(brighter), found, atol=1e-3)
+    assert adaptation.sound_of(mel[:, :1]).isfinite().all()
 
 
 def test_a_learned_voice_speaks_and_refuses(model, teacher, wave):
     voice = torch.nn.functional.normalize(torch.ones(256), dim=0)
     mel = SynthesisMel(LIBRISPEECH)
     how = (voice, mel, Adapting(steps=2))
-    learned = adapting.learn(model, teacher, wave, "Hello.", *how)
+    learned = adaptation.learn(model, teacher, wave, "Hello.", *how)
     speech = learned.say("Good morning.")
     n = int(speech.lengths[0])
     assert speech.item(0).shape == (80, n)
@@ -164,8 +165,8 @@ def test_a_learned_voice_speaks_and_refuses(model, teacher, wave):
         learned.say("")
     # texts that cannot be read and silent recordings leave nothing to learn from
     with pytest.raises(ValueError, match="nothing to speak"):
-        adapting.learn(model, teacher, wave, "", *how)
+        adaptation.learn(model, teacher, wave, "", *how)
     with pytest.raises(ValueError, match="silent"):
-        adapting.learn(model, teacher, torch.zeros(SAMPLE_RATE), "Hello.", *how)
+        adaptation.learn(model, teacher, torch.zeros(SAMPLE_RATE), "Hello.", *how)
     with pytest.raises(ValueError, match="30 at most"):
-        adapting.learn(model, teacher, wave.repeat(20), "Hello.", *how)
+        adaptation.learn(model, teacher, wave.repeat(20), "Hello.", *how)

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from utils import asr
-from utils.asr import Vocabulary, WordModel, beam_search, collapse
-from utils.data import SPLITS, read_lines
+from bench import asr as bench_asr
+from Day09_Wav2Vec2 import transcribe
 from utils.metrics import bootstrap_ratio
-from utils.speech import (
+from utils.models import ctc
+from utils.models.ctc import Vocabulary, WordModel, beam_search, collapse
+from utils.sources.catalogue import SPLITS, read_lines
+from utils.speech import connected_words
+from utils.speech.corpora import (
     Clips,
     Sentences,
     read_sample,
@@ -39,8 +42,8 @@ TINY = Vocabulary(("<pad>", "|", "A", "B"))
     ],
 )
 def test_text_is_normalised(raw, wanted):
-    assert asr.normalise(raw) == wanted
-    assert asr.normalise(wanted) == wanted
+    assert ctc.normalise(raw) == wanted
+    assert ctc.normalise(wanted) == wanted
 
 
 def test_letters_there_and_back():
@@ -71,7 +74,7 @@ def test_a_strange_letter_is_named_never_swallowed(text, match):
 
 def test_every_sentence_of_the_sample_can_be_written():
     for row in read_sample("sentences")[0]:
-        text = asr.normalise(row["text"])
+        text = ctc.normalise(row["text"])
         assert LETTERS.decode(LETTERS.encode(text)) == text
 
 
@@ -87,14 +90,14 @@ def test_greedy_reads_each_utterance_to_its_own_end():
     path = [2, 2, 0, 2, 3, 1, 3]
     logits = torch.nn.functional.one_hot(torch.tensor([path, path]), 4).float()
     frames = torch.tensor([7, 4])
-    assert asr.greedy(logits, frames, TINY) == ["AAB B", "AA"]
-    assert asr.blank_share(logits, frames, 0) == pytest.approx(2 / 11)
+    assert transcribe.greedy(logits, frames, TINY) == ["AAB B", "AA"]
+    assert ctc.blank_share(logits, frames, 0) == pytest.approx(2 / 11)
 
 
 def test_frames_needed_is_what_ctc_needs():
     for text in ("A", "AA", "ABBA", "AAA"):
         codes = TINY.encode(text)
-        need = asr.frames_needed(codes)
+        need = ctc.frames_needed(codes)
         for frames, possible in ((need, True), (need - 1, False)):
             if frames:
                 log_probs = torch.zeros(frames, 1, 4).log_softmax(-1)
@@ -172,7 +175,7 @@ def test_beam_search_sums_what_greedy_cannot():
     """`A` and blank share the frames so that each frame favours the blank, but all paths together favour A."""
     log_probs = torch.tensor([[0.6, 1e-9, 0.4, 1e-9]] * 2).log()
     frames = torch.tensor([2])
-    assert asr.greedy(log_probs[None], frames, TINY) == [""]
+    assert transcribe.greedy(log_probs[None], frames, TINY) == [""]
     assert beam_search(log_probs, TINY)[0].text == "A"
     assert beam_search(log_probs[:0], TINY)[0].text == ""
 
@@ -228,7 +231,7 @@ OUTPUTS = ["THE CAT SIT ON MAT", "GO HOME NOW", ""]
 
 
 def test_error_rates_of_a_hand_worked_example():
-    found = asr.errors(REFERENCES, OUTPUTS)
+    found = ctc.errors(REFERENCES, OUTPUTS)
     assert (found.substitutions, found.deletions, found.insertions) == (1, 2, 1)
     assert found.words == 9
     assert found.wer == pytest.approx(4 / 9)
@@ -237,27 +240,27 @@ def test_error_rates_of_a_hand_worked_example():
     assert found.cer == pytest.approx(12 / 32)
     line = "WER 0.4444, CER 0.3750: 1 substitutions, 2 deletions, 1 insertions, 9 words"
     assert str(found) == line
-    wrong, words = asr.word_errors(REFERENCES, OUTPUTS)
+    wrong, words = ctc.word_errors(REFERENCES, OUTPUTS)
     assert wrong.tolist() == [2, 1, 1]
     assert words.tolist() == [6, 2, 1]
-    assert asr.errors(["A"], ["B C D"]).word_accuracy == 0  # WER 3: not below 0
+    assert ctc.errors(["A"], ["B C D"]).word_accuracy == 0  # WER 3: not below 0
 
 
 def test_an_empty_reference_counts_what_was_heard_there():
-    found = asr.errors(["GO", ""], ["GO", "ONE TWO"])
+    found = ctc.errors(["GO", ""], ["GO", "ONE TWO"])
     assert (found.insertions, found.wer) == (2, 2.0)
-    assert asr.word_errors(["GO", ""], ["GO", "ONE TWO"])[0].tolist() == [0, 2]
+    assert ctc.word_errors(["GO", ""], ["GO", "ONE TWO"])[0].tolist() == [0, 2]
     with pytest.raises(ValueError, match="no reference has a word"):
-        asr.errors(["", " "], ["A", ""])
+        ctc.errors(["", " "], ["A", ""])
     with pytest.raises(ValueError, match="1 references and 2 outputs"):
-        asr.errors(["A"], ["A", "B"])
+        ctc.errors(["A"], ["A", "B"])
 
 
 def test_case_and_punctuation_count_unless_normalised():
     """Reason 1 for a WER of 1.0: reference and output in another case."""
     raw, out = ["Turn right, now"], ["TURN RIGHT NOW"]
-    assert asr.errors(raw, out).wer == 1
-    assert asr.errors([asr.normalise(t) for t in raw], out).wer == 0
+    assert ctc.errors(raw, out).wer == 1
+    assert ctc.errors([ctc.normalise(t) for t in raw], out).wer == 0
 
 
 def test_the_interval_of_a_rate_holds_it_and_groups_widen_it():
@@ -269,29 +272,29 @@ def test_the_interval_of_a_rate_holds_it_and_groups_widen_it():
     grouped = bootstrap_ratio(wrong, words, speakers)
     assert plain.mean == grouped.mean == pytest.approx(wrong.sum() / 1000)
     assert grouped.low < plain.low < plain.mean < plain.high < grouped.high
-    same = asr.wer_difference(REFERENCES, OUTPUTS, OUTPUTS)
+    same = ctc.wer_difference(REFERENCES, OUTPUTS, OUTPUTS)
     assert (same.mean, same.low, same.high) == (0, 0, 0)
-    worse = asr.wer_difference(REFERENCES, [""] * 3, REFERENCES)
+    worse = ctc.wer_difference(REFERENCES, [""] * 3, REFERENCES)
     assert worse.mean == 1
     assert worse.real
-    assert asr.wer_interval(REFERENCES, OUTPUTS).mean == pytest.approx(4 / 9)
+    assert ctc.wer_interval(REFERENCES, OUTPUTS).mean == pytest.approx(4 / 9)
     with pytest.raises(ValueError, match="no ratio"):
         bootstrap_ratio([1.0], [0.0])
 
 
 def test_an_alignment_shows_every_error_by_sign_and_colour():
-    text = asr.alignment_text(
+    text = ctc.alignment_text(
         "RIGHT UP GO ZERO ONE FIVE", "RIGHT DOWN GO ONE FIVE LEFT"
     )
     assert text == "RIGHT UP→DOWN GO −ZERO ONE FIVE +LEFT"
-    assert asr.alignment_text("", "GO") == "+GO"
-    assert asr.alignment_text("GO", "") == "−GO"
-    assert asr.alignment_text("", "") == ""
-    page = asr.alignment_html("RIGHT UP", "RIGHT <B>")
+    assert ctc.alignment_text("", "GO") == "+GO"
+    assert ctc.alignment_text("GO", "") == "−GO"
+    assert ctc.alignment_text("", "") == ""
+    page = ctc.alignment_html("RIGHT UP", "RIGHT <B>")
     assert (
-        page == f'RIGHT <b style="color:{asr.COLOURS["substitute"]}">UP→&lt;B&gt;</b>'
+        page == f'RIGHT <b style="color:{ctc.COLOURS["substitute"]}">UP→&lt;B&gt;</b>'
     )
-    table = asr.transcripts_html(REFERENCES, OUTPUTS)
+    table = ctc.transcripts_html(REFERENCES, OUTPUTS)
     assert table.count("<tr>") == 4
     assert table.count("−") == 2
     assert table.count("+") == 1
@@ -303,17 +306,17 @@ def test_an_alignment_shows_every_error_by_sign_and_colour():
 def test_buckets_hold_everything_once_and_pad_little():
     g = torch.Generator().manual_seed(0)
     lengths = torch.randint(20_000, 300_000, (203,), generator=g).numpy()
-    batches = asr.length_batches(lengths, 8, g)
+    batches = ctc.length_batches(lengths, 8, g)
     assert sorted(i for b in batches for i in b) == list(range(203))
     assert max(map(len, batches)) == 8
-    stock = asr.length_batches(lengths, 8, g, bucketed=False)
+    stock = ctc.length_batches(lengths, 8, g, bucketed=False)
     assert sorted(i for b in stock for i in b) == list(range(203))
-    assert asr.padding_share(lengths, batches) < 0.15
-    assert asr.padding_share(lengths, stock) > 0.25
-    ordered = asr.length_batches(lengths, 8)
-    assert asr.padding_share(lengths, ordered) < asr.padding_share(lengths, batches)
-    assert ordered == asr.length_batches(lengths, 8)
-    small = asr.length_batches(lengths, 8, g, most=600_000)
+    assert bench_asr.padding_share(lengths, batches) < 0.15
+    assert bench_asr.padding_share(lengths, stock) > 0.25
+    ordered = ctc.length_batches(lengths, 8)
+    assert bench_asr.padding_share(lengths, ordered) < bench_asr.padding_share(lengths, batches)
+    assert ordered == ctc.length_batches(lengths, 8)
+    small = ctc.length_batches(lengths, 8, g, most=600_000)
     assert sorted(i for b in small for i in b) == list(range(203))
     assert max(len(b) * lengths[b].max() for b in small) <= 600_000
 
@@ -330,7 +333,7 @@ def test_a_batch_is_normalised_as_the_library_does_it():
     from transformers import Wav2Vec2FeatureExtractor
 
     some = some_sentences()
-    batch = asr.collate(some, [1, 0], LETTERS)
+    batch = ctc.collate(some, [1, 0], LETTERS)
     assert batch.lengths.tolist() == [3000, 4000]
     assert batch.labels.tolist() == [
         LETTERS.encode("A TREE"),
@@ -344,31 +347,31 @@ def test_a_batch_is_normalised_as_the_library_does_it():
     )  # fmt: skip
     torch.testing.assert_close(batch.x, wanted.input_values, atol=1e-4, rtol=1e-4)
     assert not batch.x[0, 3000:].any()
-    raw = asr.collate(some, [0], LETTERS, normalised=False)
+    raw = ctc.collate(some, [0], LETTERS, normalised=False)
     assert raw.x.abs().max() < 0.2  # reason 4: far from variance 1
 
 
 def test_another_rate_is_refused_with_the_way_on():
     with pytest.raises(ValueError, match="22,050 Hz.*resample"):
-        asr.collate(some_sentences(rate=22_050), [0], LETTERS)
+        ctc.collate(some_sentences(rate=22_050), [0], LETTERS)
 
 
 def test_an_empty_text_has_no_letters_and_a_strange_one_is_refused():
-    batch = asr.collate(some_sentences(texts=("", "A")), [0, 1], LETTERS)
+    batch = ctc.collate(some_sentences(texts=("", "A")), [0, 1], LETTERS)
     assert batch.label_lengths.tolist() == [0, 1]
-    assert asr.collate(some_sentences(texts=("",)), [0], LETTERS).labels.shape == (1, 1)
+    assert ctc.collate(some_sentences(texts=("",)), [0], LETTERS).labels.shape == (1, 1)
     with pytest.raises(ValueError, match="write numbers as words"):
-        asr.collate(some_sentences(texts=("room 7",)), [0], LETTERS)
+        ctc.collate(some_sentences(texts=("room 7",)), [0], LETTERS)
 
 
 def test_a_long_recording_is_cut_where_it_is_quiet():
     wave = torch.randn(16_000 * 40, generator=torch.Generator().manual_seed(0))
     wave[25 * 16_000 : 25 * 16_000 + 3200] *= 1e-3
-    pieces = asr.cut_long(wave, 30)
+    pieces = transcribe.cut_long(wave, 30)
     assert torch.equal(torch.cat(pieces), wave)
     assert 25 * 16_000 < len(pieces[0]) < 25 * 16_000 + 3200
-    assert max(len(p) for p in asr.cut_long(wave, 3)) <= 48_000
-    assert len(asr.cut_long(wave[:100])) == 1
+    assert max(len(p) for p in transcribe.cut_long(wave, 3)) <= 48_000
+    assert len(transcribe.cut_long(wave[:100])) == 1
 
 
 # --- connected words --------------------------------------------------------------------
@@ -380,23 +383,23 @@ def test_sequences_are_of_one_speaker_where_that_has_enough():
     clips = Clips(
         torch.zeros(21, 10), torch.zeros(21), names, [speaker_of(n) for n in names]
     )
-    drawn = asr.draw_sequences(clips, 200, seed=5)
-    assert drawn == asr.draw_sequences(clips, 200, seed=5)
-    assert drawn != asr.draw_sequences(clips, 200, seed=6)
+    drawn = connected_words.draw_sequences(clips, 200, seed=5)
+    assert drawn == connected_words.draw_sequences(clips, 200, seed=5)
+    assert drawn != connected_words.draw_sequences(clips, 200, seed=6)
     assert {len(s) for s in drawn} == {3, 4, 5, 6}
     assert all(len(set(s)) == len(s) for s in drawn)
     speakers = [{speaker_of(n) for n in s} for s in drawn]
     assert all(len(s) == 1 for s in speakers if "c" not in s)
     assert all(len(s) == 2 for s in speakers if "c" in s)
     with pytest.raises(ValueError, match="too few"):
-        asr.draw_sequences(clips.take(slice(0, 4)), 1, 0)
+        connected_words.draw_sequences(clips.take(slice(0, 4)), 1, 0)
 
 
 def test_connected_words_sound_like_their_clips_and_come_again():
     words = sample_words()
     first, second = (
-        asr.speak_sequences(
-            words.test, words.classes, asr.draw_sequences(words.test, 6, 3), seed=4
+        connected_words.speak_sequences(
+            words.test, words.classes, connected_words.draw_sequences(words.test, 6, 3), seed=4
         )
         for _ in range(2)
     )
@@ -404,7 +407,7 @@ def test_connected_words_sound_like_their_clips_and_come_again():
     assert first.texts == second.texts
     for i in range(6):
         count = len(first.texts[i].split())
-        assert first.texts[i] == asr.normalise(first.texts[i])
+        assert first.texts[i] == ctc.normalise(first.texts[i])
         assert 0.3 * count < first.lengths[i] / 16_000 < 1.5 * count + 0.4
         assert 1000 < np.abs(first.wave(i).astype(int)).max() < 32_000
     level = np.sqrt(np.mean(first.wave(0).astype(float) ** 2)) / 32_768
@@ -413,14 +416,14 @@ def test_connected_words_sound_like_their_clips_and_come_again():
 
 def test_varied_rows_say_the_same_at_other_speeds_and_some_in_noise():
     words = sample_words()
-    rows = asr.draw_sequences(words.train, 40, 3)
+    rows = connected_words.draw_sequences(words.train, 40, 3)
     noise = torch.randn(16_000 * 10, generator=torch.Generator().manual_seed(0))
-    plain = asr.speak_sequences(words.train, words.classes, rows, 4)
-    still = asr.speak_sequences(words.train, words.classes, rows, 4, asr.Variation())
+    plain = connected_words.speak_sequences(words.train, words.classes, rows, 4)
+    still = connected_words.speak_sequences(words.train, words.classes, rows, 4, connected_words.Variation())
     assert np.array_equal(plain.samples, still.samples)
-    kind = asr.Variation(speed=0.2, noisy=0.5, noise=noise)
-    varied = asr.speak_sequences(words.train, words.classes, rows, 4, kind)
-    again = asr.speak_sequences(words.train, words.classes, rows, 4, kind)
+    kind = connected_words.Variation(speed=0.2, noisy=0.5, noise=noise)
+    varied = connected_words.speak_sequences(words.train, words.classes, rows, 4, kind)
+    again = connected_words.speak_sequences(words.train, words.classes, rows, 4, kind)
     assert np.array_equal(varied.samples, again.samples)
     assert varied.texts == plain.texts
     quietest = [
@@ -445,7 +448,7 @@ def test_varied_rows_say_the_same_at_other_speeds_and_some_in_noise():
 
 def test_another_microphone_colours_a_row_and_comes_again():
     row = torch.randn(16_000, generator=torch.Generator().manual_seed(0))
-    kind = asr.Variation(microphone=1.0)
+    kind = connected_words.Variation(microphone=1.0)
 
     def colour(seed):
         heard = kind.row(row, np.random.default_rng(seed))
@@ -460,10 +463,10 @@ def test_another_microphone_colours_a_row_and_comes_again():
 
 def test_a_share_of_the_labels_is_a_share_of_the_speakers():
     words = sample_words()
-    some = asr.share_of_speakers(words.train, 0.3)
+    some = connected_words.share_of_speakers(words.train, 0.3)
     assert 0.3 <= len(some) / len(words.train) < 0.34
     assert len(set(some.speakers)) == 12
-    corpus = asr.connected_words("quick", train=20, labels=0.3, words=words)
+    corpus = connected_words.connected_words("quick", train=20, labels=0.3, words=words)
     assert corpus.name == "sample-words-connected"
     assert [len(p) for p in (corpus.train, corpus.validation, corpus.test)] == [
         6,
@@ -488,11 +491,11 @@ def test_the_committed_sequences_are_of_the_parts_own_clips():
 
 def test_a_curriculum_is_short_first_and_repeats_after_some_epochs():
     words = speech_commands("quick")
-    lessons = asr.curriculum(words, [(6, (1, 2))] * 3 + [(4, (3, 6))], different=2)
+    lessons = connected_words.curriculum(words, [(6, (1, 2))] * 3 + [(4, (3, 6))], different=2)
     assert [len(lesson) for lesson in lessons] == [6, 6, 6, 4]
     assert lessons[0] is lessons[2]
     assert lessons[0].texts != lessons[1].texts
-    (other,) = asr.curriculum(words, [(6, (1, 2))], first=1000)
+    (other,) = connected_words.curriculum(words, [(6, (1, 2))], first=1000)
     assert other.texts not in (lessons[0].texts, lessons[1].texts)
     counts = [[len(text.split()) for text in lesson.texts] for lesson in lessons]
     assert all(n in (1, 2) for n in counts[0] + counts[1])

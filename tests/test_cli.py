@@ -10,10 +10,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from utils import cli, days
-from utils.bench import Claim
-from utils.cli import doctor
-from utils.cli import run as runner
+from bench.claims import Claim
+from tools import __main__, doctor
+from tools import run as runner
+from utils import days
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,7 +35,7 @@ def test_one_failing_day_does_not_hide_the_others(tmp_path, monkeypatch, capsys)
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
     notebook(tmp_path, days.get(1), 'PROFILE = "study"', "1 / 0")
     notebook(tmp_path, days.get(2), 'PROFILE = "study"', 'print(f"in {PROFILE}")')
-    assert cli.main(["run"]) == 1
+    assert __main__.main(["run"]) == 1
     said = capsys.readouterr().out
     assert "Day01_PyTorch_Basics  FAILED" in said
     assert "Day02_Training_Loop   ok" in said
@@ -67,7 +67,7 @@ while not other.exists():
 print(os.environ["OMP_NUM_THREADS"], "threads")"""
     for day in (days.get(1), days.get(2)):
         notebook(tmp_path, day, 'PROFILE = "study"', meet)
-    assert cli.main(["run", "--at-once", "2"]) == 0
+    assert __main__.main(["run", "--at-once", "2"]) == 0
     said = capsys.readouterr().out
     assert said.index("Day01") < said.index("Day02")
     for path in tmp_path.glob("runs/quick/*/*.ipynb"):
@@ -81,12 +81,12 @@ def test_a_process_that_dies_is_a_day_that_failed(tmp_path, monkeypatch, capsys)
     end = "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)"
     for number, cell in ((7, end), (8, "1")):  # Day 8 waits for Day 7, which it reads
         notebook(tmp_path, days.get(number), 'PROFILE = "study"', cell)
-    assert cli.main(["run", "--at-once", "2"]) == 1
+    assert __main__.main(["run", "--at-once", "2"]) == 1
     said = capsys.readouterr().out
     assert "1 of 2 days ok" in said
     assert "Day08_SC_Tuning        ok" in said
     assert "Day07_Speech_Commands failed in BrokenProcessPool" in said
-    assert cli.main(["run", "--at-once", "0"]) == 2
+    assert __main__.main(["run", "--at-once", "0"]) == 2
     assert "at least one" in capsys.readouterr().err
 
 
@@ -108,7 +108,7 @@ def test_study_replaces_the_notebook_only_when_it_went_through(tmp_path, monkeyp
 def test_a_day_that_is_not_here_is_said(tmp_path, monkeypatch, capsys):
     missing = days.get(4)
     monkeypatch.setattr(days, "ROOT", tmp_path)
-    assert cli.main(["run", "--days", str(missing.number)]) == 2
+    assert __main__.main(["run", "--days", str(missing.number)]) == 2
     assert missing.name in capsys.readouterr().err
     with pytest.raises(ValueError, match="number from 1 to 15"):
         days.get(16)
@@ -213,11 +213,11 @@ def test_doctor_speaks_without_torch():
 
 
 def test_fetch_says_what_there_is(capsys):
-    assert cli.main(["fetch", "--day", "1"]) == 0
+    assert __main__.main(["fetch", "--day", "1"]) == 0
     assert "nothing to fetch" in capsys.readouterr().out
-    assert cli.main(["fetch", "nonsense"]) == 2
+    assert __main__.main(["fetch", "nonsense"]) == 2
     assert "there are: mnist" in capsys.readouterr().err
-    assert cli.main(["fetch"]) == 0
+    assert __main__.main(["fetch"]) == 0
     assert "mnist: 12 MB" in capsys.readouterr().out
 
 
@@ -229,27 +229,26 @@ def test_bench_ratios():
     assert faster.row()[-1] == "reached"
     assert more.row()[-1] == "MISSED"
     assert capped.row()[4] == "at least 120.0"
-    assert cli.main(["bench", "nonsense"]) == 2
+    assert __main__.main(["bench", "nonsense"]) == 2
 
 
 def test_a_bench_task_that_fails_keeps_the_others_figures(monkeypatch, capsys):
-    from utils import bench
-    from utils.bench import mnist, tts
+    from bench import claims, mnist, tts
 
     monkeypatch.setattr(tts, "run", lambda: 1 / 0)
     monkeypatch.setattr(mnist, "run", lambda: [Claim("images", 1, 9, "1/s", 5, True)])
-    assert bench.bench(["tts", "mnist"]) == 1
+    assert claims.bench(["tts", "mnist"]) == 1
     said = capsys.readouterr().out
     assert "images" in said
     assert "tts failed" in said
     assert "ZeroDivisionError" in said
-    assert bench.bench(["mnist"]) == 0
+    assert claims.bench(["mnist"]) == 0
 
 
 def test_the_race_stops_at_the_goal_and_at_the_cap():
     import torch
 
-    from utils.bench import measure, mnist
+    from bench import measure, mnist
     from utils.data import Part
 
     answers = torch.nn.Linear(10, 10, bias=False)
@@ -318,7 +317,7 @@ def test_code_is_clean():
 
 
 def test_a_headline_without_its_optional_package_is_not_measured(tmp_path, monkeypatch):
-    from utils.cli.run import headline
+    from tools.run import headline
     from utils.logger import write_table
 
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.cli import container, main
+from tools import container
+from tools.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "containers"
@@ -212,8 +213,8 @@ def test_a_killed_day_goes_on(tmp_path, monkeypatch):
     """`run --resume`: a finished run is loaded, not trained again, and the states are gone at the end."""
     import torch
 
+    from tools.run import execute_resuming
     from utils import days
-    from utils.cli.run import execute_resuming
     from utils.data import Batches, Part
     from utils.logger import RunLogger
     from utils.training import fit
@@ -238,7 +239,7 @@ def test_a_killed_day_goes_on(tmp_path, monkeypatch):
         return outcome("ok")
 
     def outcome(status):
-        from utils.cli.run import Outcome
+        from tools.run import Outcome
 
         return Outcome(days.get(2), status, "", 0.0, tmp_path)
 

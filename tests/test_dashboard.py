@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from utils import dashboard
+from Day05_Visualization import tensorboard_capture
 from utils.logger import RunLogger
 
 
@@ -32,18 +32,18 @@ def runs(tmp_path, monkeypatch):
 
 def test_what_was_logged_is_what_the_dashboard_shows(runs):
     folder, made = runs
-    with dashboard.serve(folder) as url:
-        shown = dashboard.ask(url, "/data/runs")
+    with tensorboard_capture.serve(folder) as url:
+        shown = tensorboard_capture.ask(url, "/data/runs")
         assert len(shown) == 2
         for name in shown:
             lr = made[name.rsplit("/", 1)[-1]]
-            steps = dashboard.scalars(url, name, "loss")
+            steps = tensorboard_capture.scalars(url, name, "loss")
             assert [s for s, _ in steps] == [0, 1, 2]
             assert [v for _, v in steps] == pytest.approx([3 * lr, 2 * lr, lr])
-            assert dashboard.scalars(url, name, "hparam/accuracy")[0][
+            assert tensorboard_capture.scalars(url, name, "hparam/accuracy")[0][
                 1
             ] == pytest.approx(lr)
-        tags = dashboard.ask(url, "/data/plugin/scalars/tags")
+        tags = tensorboard_capture.ask(url, "/data/plugin/scalars/tags")
         assert {t for of_run in tags.values() for t in of_run} >= {
             "loss",
             "epoch/val_accuracy",
@@ -52,27 +52,27 @@ def test_what_was_logged_is_what_the_dashboard_shows(runs):
 
 def test_an_empty_folder_is_said(tmp_path):
     with (
-        pytest.raises(dashboard.DashboardError, match="tensorboard --logdir"),
-        dashboard.serve(tmp_path, timeout=2),
+        pytest.raises(tensorboard_capture.DashboardError, match="tensorboard --logdir"),
+        tensorboard_capture.serve(tmp_path, timeout=2),
     ):
         pass
 
 
 def test_no_browser_names_the_mend(tmp_path, monkeypatch):
-    monkeypatch.setattr(dashboard, "browser", lambda: None)
-    with pytest.raises(dashboard.DashboardError, match="apt-get install chromium"):
-        dashboard.capture("http://127.0.0.1:1", "scalars", tmp_path / "a.png")
+    monkeypatch.setattr(tensorboard_capture, "browser", lambda: None)
+    with pytest.raises(tensorboard_capture.DashboardError, match="apt-get install chromium"):
+        tensorboard_capture.capture("http://127.0.0.1:1", "scalars", tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
 
 
 @pytest.mark.skipif(
-    not dashboard.browser(), reason="no Chromium or Chrome on this machine"
+    not tensorboard_capture.browser(), reason="no Chromium or Chrome on this machine"
 )
 def test_a_browser_captures_the_page(runs, tmp_path):
     from PIL import Image
 
-    with dashboard.serve(runs[0]) as url:
-        png = dashboard.capture(url, "scalars", tmp_path / "page.png", size=(1200, 700))
+    with tensorboard_capture.serve(runs[0]) as url:
+        png = tensorboard_capture.capture(url, "scalars", tmp_path / "page.png", size=(1200, 700))
     picture = Image.open(png)
     assert picture.size == (1200, 700)
     assert len(picture.convert("RGB").getcolors(1_000_000)) > 50

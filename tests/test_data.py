@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from utils import data, days
+from utils.sources import catalogue
 
 
 def test_the_sample_has_three_parts_without_an_image_in_common():
@@ -93,8 +94,8 @@ def test_real_mnist_is_recognised():
 
 def test_days_and_data_sets_name_each_other():
     wanted = {name for day in days.ALL for name in day.sets}
-    assert wanted == set(data.SOURCES)
-    for name in data.SOURCES:
+    assert wanted == set(catalogue.SOURCES)
+    for name in catalogue.SOURCES:
         assert days.using(name)
         assert all(name in days.get(number).sets for number in days.using(name))
 
@@ -102,11 +103,11 @@ def test_days_and_data_sets_name_each_other():
 def test_study_without_data_and_network_names_three_ways_on(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_DATA", str(tmp_path))
     dead = data.Remote(("http://127.0.0.1:9/x.gz",), 10, "md5:0")
-    entry = data.SOURCES["mnist"]
-    offline = data.Source(
+    entry = catalogue.SOURCES["mnist"]
+    offline = catalogue.Source(
         entry.name, (dead,), entry.folder, 10, entry.prints, entry.licence
     )
-    monkeypatch.setitem(data.SOURCES, "mnist", offline)
+    monkeypatch.setitem(catalogue.SOURCES, "mnist", offline)
     with pytest.raises(data.DataError, match="Three ways on"):
         data.mnist("study")
 
@@ -127,7 +128,7 @@ class Evil:
 def write_cifar10(root, images=20, **extra):
     """Batch files in CIFAR-10's layout; item i of the training set is filled with i % 251."""
     (root / "cifar-10-batches-py").mkdir(parents=True)
-    for b, name in enumerate(data.CIFAR10_BATCHES):
+    for b, name in enumerate(catalogue.CIFAR10_BATCHES):
         numbers = np.arange(images) + b * images
         pixels = np.repeat((numbers % 251).astype(np.uint8)[:, None], 3072, 1)
         batch = {"data": pixels, "labels": (numbers % 10).tolist(), **extra}
@@ -155,8 +156,8 @@ def test_cifar10_parts_are_disjoint_and_named_by_their_pixels(tmp_path, monkeypa
 
 
 def write_with_protocol(root, protocol):
-    for name in data.CIFAR10_BATCHES:
-        pixels, labels = data.read_cifar10_batch(root / name)
+    for name in catalogue.CIFAR10_BATCHES:
+        pixels, labels = catalogue.read_cifar10_batch(root / name)
         batch = {"data": pixels, "labels": labels}
         (root / name).write_bytes(pickle.dumps(batch, protocol=protocol))
     return data.identify("cifar10", root)
@@ -165,16 +166,16 @@ def write_with_protocol(root, protocol):
 def test_a_pickle_that_calls_something_is_not_opened(tmp_path, capsys):
     write_cifar10(tmp_path, extra=Evil())
     with pytest.raises(data.DataError, match="wants to call builtins.print"):
-        data.read_cifar10_batch(tmp_path / data.CIFAR10_BATCHES[0])
+        catalogue.read_cifar10_batch(tmp_path / catalogue.CIFAR10_BATCHES[0])
     assert "never" not in capsys.readouterr().out
 
 
 def test_a_damaged_batch_names_the_mend(tmp_path):
     write_cifar10(tmp_path)
-    path = tmp_path / data.CIFAR10_BATCHES[0]
+    path = tmp_path / catalogue.CIFAR10_BATCHES[0]
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(data.DataError, match="make fetch DAY=4"):
-        data.read_cifar10_batch(path)
+        catalogue.read_cifar10_batch(path)
 
 
 def test_the_committed_cifar10_split_is_balanced_in_size():
@@ -222,8 +223,8 @@ def test_the_speech_on_this_machine_is_one_of_the_known_sets(key, names):
 
 
 def test_speech_sets_are_named_by_their_files(tmp_path):
-    assert data.recognise_librispeech(tmp_path, "dev-clean") is None
-    assert data.recognise_kathleen(tmp_path) is data.recognise_noise(tmp_path) is None
+    assert catalogue.recognise_librispeech(tmp_path, "dev-clean") is None
+    assert catalogue.recognise_kathleen(tmp_path) is catalogue.recognise_noise(tmp_path) is None
     files = [
         "LibriSpeech/dev-clean/84/1/84-1-0000.flac",
         "kathleen/data/a_1.wav",
@@ -237,8 +238,8 @@ def test_speech_sets_are_named_by_their_files(tmp_path):
         assert "-other-" in data.identify(key, tmp_path)
         assert not data.identify(key, tmp_path).endswith("-missing")
     assert data.identify("librispeech_test", tmp_path).endswith("-missing")
-    assert data.kathleen_files(tmp_path)["a_1"][0] == "One text."
-    assert list(data.noise_files(tmp_path)) == ["dog_bark/1-2-A"]
+    assert catalogue.kathleen_files(tmp_path)["a_1"][0] == "One text."
+    assert list(catalogue.noise_files(tmp_path)) == ["dog_bark/1-2-A"]
 
 
 def test_a_complete_librispeech_part_needs_no_known_digest(tmp_path):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from Day09_Wav2Vec2 import pretrain
 from utils import device as dev
 
 
@@ -59,9 +60,9 @@ def test_same_seed_same_numbers():
 def test_tf32_is_for_gpus_alone(monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
-    dev.allow_tf32(torch.device("cpu"))
+    pretrain.allow_tf32(torch.device("cpu"))
     assert asked == []
-    dev.allow_tf32(torch.device("cuda"))
+    pretrain.allow_tf32(torch.device("cuda"))
     assert asked == ["high"]
 
 

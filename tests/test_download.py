@@ -17,8 +17,9 @@ from collections import namedtuple
 
 import pytest
 
-from utils import data, days, download
-from utils.download import DataError, Remote
+from utils import data, days
+from utils.sources import catalogue, download
+from utils.sources.download import DataError, Remote
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 
@@ -303,8 +304,8 @@ def toy_set(tmp_path, monkeypatch):
         f"Toy/raw/{n}": f"sha256:{hashlib.sha256(c).hexdigest()}"
         for n, c in raw.items()
     }
-    entry = data.Source("toy", tuple(files), "Toy/raw", 3500, prints, "none")
-    monkeypatch.setitem(data.SOURCES, "toy", entry)
+    entry = catalogue.Source("toy", tuple(files), "Toy/raw", 3500, prints, "none")
+    monkeypatch.setitem(catalogue.SOURCES, "toy", entry)
     second = days.Day(2, "Training_Loop", "accuracy", ("toy",))
     monkeypatch.setattr(days, "ALL", (second,))
     yield tmp_path / "root", served

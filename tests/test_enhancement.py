@@ -12,25 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import data, enhance, speech, tuning
-from utils.crops import Crops, Mixtures
-from utils.enhance import (
-    EnhancerSettings,
-    by_snr,
-    fixed_mixtures,
-    pesq_scores,
-    quality,
-    real_time_factor,
-    stoi_scores,
-    stream_through,
-    train_enhancer,
-    validation_quality,
-)
-from utils.features import SAMPLE_RATE, fixed_length
-from utils.logger import RunLogger, read_table
-from utils.metrics import si_sdr
-from utils.models import enhancement
-from utils.models.enhancement import (
+from Day08_SC_Tuning import search
+from Day14_Enhancement import enhancer
+from Day14_Enhancement import quality as day14_quality
+from Day14_Enhancement import search as day14_search
+from Day14_Enhancement import train as day14_train
+from Day14_Enhancement.classical import rnnoise, spectral_subtraction, wiener
+from Day14_Enhancement.enhancer import (
     HOP,
     LOSSES,
     Enhancer,
@@ -38,15 +26,32 @@ from utils.models.enhancement import (
     analysis,
     compressed_loss,
     erb_bank,
-    rnnoise,
-    spectral_subtraction,
+    si_sdr,
     synthesis,
-    wiener,
 )
-from utils.models.keywords import count_parameters
-from utils.speech import read_sample
-from utils.sweeps import day14, sweep_of
-from utils.weights import load_weights
+from Day14_Enhancement.quality import (
+    by_snr,
+    pesq_scores,
+    quality,
+    real_time_factor,
+    stoi_scores,
+    stream_through,
+)
+from Day14_Enhancement.train import (
+    EnhancerSettings,
+    Mixtures,
+    fixed_mixtures,
+    train_enhancer,
+    validation_quality,
+)
+from tools.sweep import sweep_of
+from utils import data, tuning
+from utils.features import SAMPLE_RATE, fixed_length
+from utils.logger import RunLogger, read_table
+from utils.models.ecapa_tdnn import Crops
+from utils.speech import corpora
+from utils.speech.corpora import read_sample
+from utils.training import count_parameters, load_weights
 
 
 def gen(seed: int = 0) -> torch.Generator:
@@ -236,7 +241,7 @@ def test_rnnoise_is_fed_48_khz_and_its_delay_is_undone(monkeypatch):
 def test_quality_before_and_after(sentences):
     clean = torch.stack([fixed_length(s, 24_000) for s in sentences[:2]])
     noisy = clean + 0.3 * noise(2, 24_000)
-    if enhance.has_pesq():
+    if day14_quality.has_pesq():
         good, bad = quality(clean, clean), quality(noisy, clean)
         assert (good["pesq"] > 4.5).all()
         assert (bad["pesq"] < 4).all()
@@ -251,7 +256,7 @@ def test_quality_before_and_after(sentences):
 
 
 def test_pesq_is_an_extra(monkeypatch):
-    monkeypatch.setattr(enhance, "has_pesq", lambda: False)
+    monkeypatch.setattr(day14_quality, "has_pesq", lambda: False)
     with pytest.raises(ImportError, match="pip install pesq"):
         pesq_scores(noise(1, 8000), noise(1, 8000))
 
@@ -268,7 +273,7 @@ def test_pesq_of_known_scores(monkeypatch):
 
     package.pesq = score
     monkeypatch.setitem(sys.modules, "pesq", package)
-    monkeypatch.setattr(enhance, "has_pesq", lambda: True)
+    monkeypatch.setattr(day14_quality, "has_pesq", lambda: True)
     clean = noise(2, 8000)
     estimate = torch.stack([clean[0], clean[0]])
     assert pesq_scores(estimate, clean).tolist() == [4.64, 2.0]
@@ -365,7 +370,7 @@ def test_mixtures_vary_their_noise_and_keep_it_within_the_band(sentences):
         calls.append(x.shape)
         return 3 * x
 
-    for augment in (None, enhance.varied_voices):
+    for augment in (None, day14_train.varied_voices):
         speech_ = Crops(
             samples, starts, lengths, np.zeros(6, int), **crops, augment=augment
         )
@@ -378,9 +383,9 @@ def test_mixtures_vary_their_noise_and_keep_it_within_the_band(sentences):
 
 def test_varied_noises_are_other_noises_and_repeat():
     some = noise(64, 8000)
-    out = enhance.varied_noises(some, gen())
+    out = day14_train.varied_noises(some, gen())
     assert out.shape == some.shape
-    assert torch.equal(out, enhance.varied_noises(some, gen()))
+    assert torch.equal(out, day14_train.varied_noises(some, gen()))
     alike = torch.nn.functional.cosine_similarity(out, some)
     assert alike.abs().mean() < 0.5
     level = out.square().mean(1) / some.square().mean(1)
@@ -391,13 +396,13 @@ def test_clean_clips_are_those_with_quiet_around_them():
     word = torch.zeros(16_000)
     word[4000:9000] = noise(5000)
     waves = torch.stack([word, word + 0.001 * noise(16_000), word + noise(16_000)])
-    clips = speech.Clips(
+    clips = corpora.Clips(
         (waves * 32767).short(), torch.zeros(3, dtype=torch.long), ["a", "b", "c"],
         ["x", "y", "z"],
     )  # fmt: skip
-    kept = enhance.clean_clips(clips)
+    kept = day14_train.clean_clips(clips)
     assert kept.speakers == ["x", "y"]
-    assert enhance.clean_clips(clips, 70.0).speakers == ["x"]
+    assert day14_train.clean_clips(clips, 70.0).speakers == ["x"]
 
 
 TINY = EnhancerSettings(
@@ -447,61 +452,61 @@ def test_the_searches_leave_rows(sentences, tmp_path, monkeypatch):
     assert sweep_of(14) is day14
     samples, starts, lengths = packed(sentences)
     noises = {"hiss": noise(60_000)}
-    mixed = fixed_mixtures(sentences, noises, (day14.SNR_DB,), seconds=1.5)
+    mixed = fixed_mixtures(sentences, noises, (day14_search.SNR_DB,), seconds=1.5)
     speakers = ["a", "a", "b", "b", "c", "c"]
     where = (samples, starts, lengths)
-    data = day14.Speech(
+    data = day14_search.Speech(
         "sample-test", "sample-test", where, (*where, speakers), noises, mixed, speakers
     )
-    monkeypatch.setattr(day14, "load", lambda profile, device: data)
-    small = {"batch_size": day14.CategoricalDistribution([2, 4])}
-    for name, space in day14.SPACES.items():
-        monkeypatch.setitem(day14.SPACES, name, space | small)
-    monkeypatch.setitem(day14.BUDGET, "quick", day14.BUDGET["quick"] | {"width": 0.125})
-    day14.work("quick", 1)
-    log = RunLogger(14, "quick", data.name, torch.device("cpu"), day14.COLUMNS)
+    monkeypatch.setattr(day14_search, "load", lambda profile, device: data)
+    small = {"batch_size": day14_search.CategoricalDistribution([2, 4])}
+    for name, space in day14_search.SPACES.items():
+        monkeypatch.setitem(day14_search.SPACES, name, space | small)
+    monkeypatch.setitem(day14_search.BUDGET, "quick", day14_search.BUDGET["quick"] | {"width": 0.125})
+    day14_search.run_worker("quick", 1)
+    log = RunLogger(14, "quick", data.name, torch.device("cpu"), day14_search.COLUMNS)
     rows = read_table(log.path)
     assert [r["study"] for r in rows] == ["enhancer", "verifier"]
     for row in rows:
         assert row["state"] == "complete"
         assert float(row["grad_norm"]) > 0
-        assert row["optimizer"] in day14.OPTIMIZERS
+        assert row["optimizer"] in day14_search.OPTIMIZERS
     assert 0 < float(rows[0]["val_stoi"]) < 1
     assert rows[0]["loss"] in LOSSES
     assert rows[0]["margin"] == ""
     assert 0 <= float(rows[1]["val_eer"]) <= 1
     assert 0 <= float(rows[1]["margin"]) <= 0.5
-    study = tuning.open_study(day14.study_path("quick", "verifier"))
-    assert len(tuning.finished(study)) == 1
+    study = tuning.open_study(day14_search.study_path("quick", "verifier"))
+    assert len(search.finished(study)) == 1
 
 
 def test_the_searches_see_the_bundled_sample():
-    data = day14.load("quick", torch.device("cpu"))
+    data = day14_search.load("quick", torch.device("cpu"))
     assert len(data.mixed) == len(data.mixed_speakers)
     heard = {name.split(" x")[0] for name in data.voices[3]}
     assert len(heard) > 10
     assert not heard & set(data.mixed_speakers)
-    assert enhancement.N_FFT == 512
+    assert enhancer.N_FFT == 512
 
 
 def test_the_shipped_enhancer_is_made_by_one_command(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
     path = tmp_path / "e.safetensors"
-    history = enhance.train_own("quick", path)
-    plan = enhance.OWN["quick"]
+    history = day14_train.train_own("quick", path)
+    plan = day14_train.OWN["quick"]
     model = Enhancer(plan.channels)
     card = load_weights(path, model)
     assert model.mask.weight.abs().sum() > 0
     assert [e["epoch"] for e in card["curve"]] == list(range(1, plan.epochs + 1))
     assert card["metric"]["val_stoi"] == history.epochs[-1]["val_stoi"]
-    log = RunLogger(14, "quick", "sample-x", torch.device("cpu"), enhance.COLUMNS)
+    log = RunLogger(14, "quick", "sample-x", torch.device("cpu"), day14_train.COLUMNS)
     (row,) = read_table(log.path)
     assert row["system"] == "Enhancer, own"
     assert int(row["steps"]) == plan.batches * plan.epochs
 
 
 def test_noise_is_parted_in_time():
-    heard, kept = enhance.parted({"a": torch.arange(100.0), "b": torch.arange(7.0)})
+    heard, kept = day14_train.parted({"a": torch.arange(100.0), "b": torch.arange(7.0)})
     assert heard["a"][-1] < kept["a"][0]
     assert len(heard["a"]) == 90
     assert torch.equal(torch.cat([heard["b"], kept["b"]]), torch.arange(7.0))
@@ -512,7 +517,7 @@ def test_noise_is_parted_in_time():
     reason="the real noises are not here",
 )
 def test_the_noises_of_day_14_are_other_recordings_in_the_test():
-    some = enhance.day14_noises("study")
+    some = day14_train.day14_noises("study")
     assert some.name == "esc10+speech_commands_v1-noise"
     for part in (some.train, some.test):
         assert len(part) > 10

@@ -12,6 +12,7 @@ import torchaudio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from Day14_Enhancement.train import within_band
 from utils import features
 from utils.features import (
     MFCC,
@@ -20,20 +21,21 @@ from utils.features import (
     LogMel,
     Spectrogram,
     Streaming,
+    delta,
+    mel_filterbank,
+    read_audio,
+    resample,
+    to_level,
+    to_mono,
+)
+from utils.speech.augment import (
     add_noise,
     change_microphone,
     change_speed,
-    delta,
-    mel_filterbank,
     noise_segments,
     play_at,
-    read_audio,
-    resample,
     spec_augment,
     time_shift,
-    to_level,
-    to_mono,
-    within_band,
 )
 
 

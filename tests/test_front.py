@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from utils import cli, days, front, tables
-from utils.cli import picture as pictures
+from tools import __main__, readme_tables, results
+from tools import picture as pictures
+from utils import days
 from utils.logger import read_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,7 +178,7 @@ def test_the_two_commands_come_first(language):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_commands_of_the_command_line_exist(language):
-    known = set(cli.parser()._subparsers._group_actions[0].choices)
+    known = set(__main__.parser()._subparsers._group_actions[0].choices)
     if not days.get(15).notebook.exists():
         known |= {"new", "checkin"}  # they come with that day, as the page says
     used = re.findall(r"(?:python|python3\.11) -m utils ([a-z]+)", page(language))
@@ -195,31 +196,31 @@ def test_modules_in_the_map_exist():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_all_days_are_in_the_table(language):
-    rows = cells(front.overview(language))[2:]
+    rows = cells(readme_tables.overview(language))[2:]
     assert [row[0] for row in rows] == [str(d.number) for d in days.ALL]
     absent = [d.number for d in days.ALL if d not in days.existing()]
-    there = front.say("there", language)
+    there = readme_tables.say("there", language)
     assert [int(row[0]) for row in rows if row[2] == there] == absent
     assert len({len(row) for row in rows}) == 1
 
 
 def test_every_day_has_its_question_in_both_languages():
     here = {d.number for d in days.existing()}
-    assert here <= set(tables.QUESTIONS)
-    assert here <= set(front.QUESTIONS_ZH)
+    assert here <= set(results.QUESTIONS)
+    assert here <= set(readme_tables.QUESTIONS_ZH)
 
 
 def test_a_day_fills_in_as_its_files_come(tmp_path, monkeypatch):
     monkeypatch.setattr(days, "ROOT", tmp_path)
 
     def row(number):
-        return cells(front.overview())[1 + number]
+        return cells(readme_tables.overview())[1 + number]
 
     day = days.get(9)
     assert row(9)[2] == "not there yet"
-    assert front.gaps() == "\n".join(
+    assert readme_tables.gaps() == "\n".join(
         [
-            "* " + front.say("pending", "en", "Days 1–15"),
+            "* " + readme_tables.say("pending", "en", "Days 1–15"),
             "* No row of any table comes from MPS or CUDA.",
         ]
     )
@@ -237,8 +238,8 @@ def test_a_day_fills_in_as_its_files_come(tmp_path, monkeypatch):
         encoding="utf-8",
     )
     assert row(9)[2:6] == ["WER 0.05 on `words`", "0.5", "10.0 (full)", "1.5"]
-    assert "EPYC (a) (CPU, Day 9)" in front.machines()
-    assert front.gaps().count("\n") == 0
+    assert "EPYC (a) (CPU, Day 9)" in readme_tables.machines()
+    assert readme_tables.gaps().count("\n") == 0
     last = days.get(15)
     last.folder.mkdir()
     last.notebook.touch()
@@ -253,15 +254,15 @@ def test_the_headline_names_the_data_of_rows_that_have_the_metric():
     training = row | {"dataset": "what-it-learned-from", "similarity": ""}
     clones = row | {"dataset": "strangers", "similarity": "0.5"}
     for language in ("en", "zh"):
-        said = front.headline(day, [training, clones], language)
+        said = readme_tables.headline(day, [training, clones], language)
         assert "`strangers`" in said
         assert "learned" not in said
 
 
 def test_days_are_named_in_groups():
-    assert front.day_list([1, 2, 3, 6, 9, 8], "en") == "Days 1–3, 6, 8–9"
-    assert front.day_list([15], "en") == "Day 15"
-    assert front.day_list([1, 2, 6], "zh") == "第 1–2、6 天"
+    assert readme_tables.day_list([1, 2, 3, 6, 9, 8], "en") == "Days 1–3, 6, 8–9"
+    assert readme_tables.day_list([15], "en") == "Day 15"
+    assert readme_tables.day_list([1, 2, 6], "zh") == "第 1–2、6 天"
 
 
 def test_the_picture_is_wide_and_light():

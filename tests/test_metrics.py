@@ -6,13 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from Day14_Enhancement.enhancer import si_sdr
 from utils.metrics import (
     Interval,
     Spread,
     accuracy,
     bootstrap_difference,
     bootstrap_mean,
-    si_sdr,
     spread,
 )
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from utils.models.cifar_cnn import FastCNN, SmallCNN, whitening_filters
+from Day04_CIFAR10.fast_cnn import FastCNN, whitening_filters
+from utils.models.cifar_cnn import SmallCNN
 from utils.models.mnist_cnn import MnistCNN
 
 
@@ -48,7 +49,7 @@ def test_fast_cnn_does_not_train_its_whitening():
 
 
 def test_the_bench_trains_on_small_images_and_answers_with_both_sides():
-    from utils.bench.cifar10 import SIZES, Mirrored, shrunk
+    from bench.cifar10 import SIZES, Mirrored, shrunk
 
     x = torch.randn(4, 3, 32, 32)
     assert shrunk(x, 32) is x

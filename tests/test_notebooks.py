@@ -9,8 +9,9 @@ import statistics
 import nbformat
 import pytest
 
-from utils import days, projects
-from utils.cli.run import execute, execute_all, quiet_jupyter, usual
+from Day15_Summary import summary
+from tools.run import execute, execute_all, quiet_jupyter, usual
+from utils import days
 from utils.logger import FIRST, LAST, read_table
 
 HERE = days.existing()
@@ -67,7 +68,7 @@ def test_quick_profile_runs_offline_and_writes_only_under_runs(day, rehearsal):
     output = place / "runs/quick" / day.name
     rows = read_table(output / f"{day.name}_params.csv")
     if day.number == 15:  # a table of the others', whatever the profile
-        assert rows == projects.derive()
+        assert rows == summary.derive()
     else:
         assert {r["profile"] for r in rows} == {"quick"}
     assert (output / f"{day.name}_loss_curve.png").exists()

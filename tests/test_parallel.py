@@ -7,20 +7,19 @@ import math
 import pytest
 import torch
 
-from utils import cloning, timing, tts
-from utils.mel import LIBRISPEECH, SILENCE
-from utils.models.parallel import (
-    ParallelConfig,
+from Day11_Voice_Cloning import durations as day11_durations
+from Day11_Voice_Cloning import networks, train
+from Day11_Voice_Cloning.durations import PITCH, TimedUtterances
+from Day11_Voice_Cloning.fastspeech_training import (
     ParallelLoss,
-    ParallelSynthesizer,
-    enliven,
     measure_liveliness,
     parallel_losses,
-    spread,
 )
+from utils.models import tts
+from utils.models.fastspeech import ParallelConfig, ParallelSynthesizer, enliven, spread
 from utils.models.tacotron2 import Tacotron2, TacotronConfig
-from utils.text import SYMBOLS
-from utils.timing import PITCH, TimedUtterances
+from utils.models.tts_mel import LIBRISPEECH, SILENCE
+from utils.models.tts_text import SYMBOLS
 from utils.training import Diverged
 
 MELS = 8
@@ -100,7 +99,7 @@ def test_it_learns_spectra_and_durations_and_speaks_without_them():
     loss = ParallelLoss(ParallelSynthesizer(SMALL))
     batches = tts.LengthBatches(every, 32, 1, buckets=1, steps=90)
     tts.train(loss, batches, epochs=2, lr=1e-2, bar=False)
-    numbers = cloning.validate_parallel(loss, held_out.batch(range(4)))
+    numbers = train.validate_parallel(loss, held_out.batch(range(4)))
     assert loss.training  # as it was before
     inside = held_out.mel[held_out.mel != SILENCE]
     off = inside - inside.mean()  # of one who has learned nothing but the mean
@@ -133,18 +132,18 @@ def test_durations_are_the_attention_summed_over_time():
         n_mels=MELS,
     )  # fmt: skip
     teacher, every = Tacotron2(config), sentences(5)
-    durations = timing.letter_durations(teacher, every, batch_size=2)
+    durations = day11_durations.letter_durations(teacher, every, batch_size=2)
     torch.testing.assert_close(durations.sum(1), every.mel_lengths.float())
     for k, n in enumerate(every.text_lengths.tolist()):
         assert (durations[k, n:] == 0).all()
-    assert torch.equal(durations, timing.letter_durations(teacher, every, 2))
+    assert torch.equal(durations, day11_durations.letter_durations(teacher, every, 2))
 
 
 def test_pitch_of_a_tone_and_prosody_of_letters():
     rate, hertz = LIBRISPEECH.sample_rate, 200.0
     t = torch.arange(rate) / rate
     wave = sum(torch.sin(2 * math.pi * k * hertz * t) / k for k in (1, 2, 3)) / 4
-    pitch = timing.frame_pitch(wave, LIBRISPEECH, 63)
+    pitch = day11_durations.frame_pitch(wave, LIBRISPEECH, 63)
     assert pitch.shape == (63,)
     assert (pitch[5:-5] / hertz - 1).abs().max() < 0.02
     # two letters of 3 and 2 frames: the first loud below and quiet above, the second the other way round
@@ -152,7 +151,7 @@ def test_pitch_of_a_tone_and_prosody_of_letters():
     mel[0, :40, :3] = 1.0
     mel[0, 40:, 3:] = 1.0
     heard = torch.tensor([[200.0, 200.0, 200.0, 333.0, 333.0]])
-    got = timing.letter_prosody(
+    got = day11_durations.letter_prosody(
         mel, torch.tensor([5]), heard, torch.tensor([[3.0, 2.0]])
     )
     high = (math.log(200) - PITCH[0]) / PITCH[1]
@@ -162,18 +161,18 @@ def test_pitch_of_a_tone_and_prosody_of_letters():
 
 def test_the_training_leaves_weights_and_a_card(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
-    monkeypatch.setattr(cloning, "pick_device", lambda: torch.device("cpu"))
-    short = cloning.Synthesis(steps=3, batch_size=2, longest=3.0, every=1)
-    monkeypatch.setitem(cloning.SYNTHESIS, "quick", short)
-    brief = cloning.Parallel(steps=4, batch_size=4, longest=3.0, most=2, every=2)
-    monkeypatch.setitem(cloning.PARALLEL, "quick", brief)
-    path = cloning.weights_path("parallel", "quick")
-    with pytest.raises(FileNotFoundError, match="--part kathleen"):
-        cloning.train_own("parallel", "quick", path)
-    first = cloning.weights_path("kathleen", "quick")
-    cloning.train_own("kathleen", "quick", first)
-    history = cloning.train_own("parallel", "quick", path)
-    model, card = tts.load_network(path)
+    monkeypatch.setattr(train, "pick_device", lambda: torch.device("cpu"))
+    short = train.Synthesis(steps=3, batch_size=2, longest=3.0, every=1)
+    monkeypatch.setitem(train.SYNTHESIS, "quick", short)
+    brief = train.Parallel(steps=4, batch_size=4, longest=3.0, most=2, every=2)
+    monkeypatch.setitem(train.PARALLEL, "quick", brief)
+    path = train.weights_path("parallel", "quick")
+    with pytest.raises(FileNotFoundError, match="kathleen"):
+        train.train_own("parallel", "quick", path)
+    first = train.weights_path("kathleen", "quick")
+    train.train_own("kathleen", "quick", first)
+    history = train.train_own("parallel", "quick", path)
+    model, card = networks.load_network(path)
     assert card["begun_from"].startswith("synthesizer_kathleen")
     assert card["settings"]["steps"] == 4
     assert [e["val_loss"] for e in history.epochs] == pytest.approx(
@@ -213,7 +212,7 @@ def test_judging_a_finished_network_leaves_it_finished():
     model, every = ParallelSynthesizer(SMALL).eval(), sentences()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     loss = ParallelLoss(model)  # new, so itself in training mode
-    cloning.validate_parallel(loss, every.batch([0, 1]))
+    train.validate_parallel(loss, every.batch([0, 1]))
     assert loss.training
     assert not any(part.training for part in model.modules())
     model.generate(*every.batch([0, 1])[:3])

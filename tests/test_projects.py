@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import cli, days, projects
-from utils.cli import checkin, new
+from Day15_Summary import summary
+from tools import __main__, checkin, new
+from utils import days
 from utils.logger import add_row, read_table
 from utils.metrics import spread
 
@@ -63,7 +64,7 @@ def test_headlines_have_mean_spread_and_configuration(tmp_path, monkeypatch):
     trials = [row("sweep", lr=lr, val_accuracy=v) for lr, v in ((1, 0.3), (2, 0.8))]
     base = [row("baseline", lr=3, accuracy=a) for a in (0.5, 0.6)]
     publish(tmp_path, day, [*heads, *trials, *base, row("failed", accuracy=1)])
-    head, also, baseline, sweep = projects.derive()
+    head, also, baseline, sweep = summary.derive()
     known = spread(accuracies)
     assert float(head["value"]) == pytest.approx(known.mean, rel=1e-5)
     assert float(head["spread"]) == pytest.approx(known.std, rel=1e-5)
@@ -75,17 +76,17 @@ def test_headlines_have_mean_spread_and_configuration(tmp_path, monkeypatch):
         "sweep", "val_accuracy", "0.8", "2",
     )  # fmt: skip
     assert sweep["best_config"] == "lr=2"
-    assert projects.missing() == [d.number for d in days.ALL if d.number not in (8, 15)]
+    assert summary.missing() == [d.number for d in days.ALL if d.number not in (8, 15)]
 
 
 def test_a_quality_whose_rows_say_lower_is_better_is_read_so():
     said = {"quality_metric": "MCD (dB) on test, lower is better"}
     rows = [row(audio_quality=9, **said), row(audio_quality=12, **said)]
-    assert projects.best(rows, "audio_quality")["audio_quality"] == 9
+    assert summary.best(rows, "audio_quality")["audio_quality"] == 9
     plain = [row(audio_quality=9, quality_metric="DNSMOS"), row(audio_quality=12)]
-    assert projects.best(plain, "audio_quality")["audio_quality"] == 12
+    assert summary.best(plain, "audio_quality")["audio_quality"] == 12
     trials = [row("sweep", val_score=s, val_loss=2) for s in (0.2, 0.6)]
-    assert projects.selection(trials, "audio_quality") == "val_score"
+    assert summary.selection(trials, "audio_quality") == "val_score"
 
 
 def test_errors_are_best_when_low_and_full_stands_beside_study(tmp_path, monkeypatch):
@@ -94,11 +95,11 @@ def test_errors_are_best_when_low_and_full_stands_beside_study(tmp_path, monkeyp
     rows += [row("sweep", val_wer=w) for w in (0.5, 0.4)]
     rows += [row("baseline", wer=w) for w in (0.9, 0.7)]
     publish(tmp_path, days.get(9), rows)
-    heads = [r for r in projects.derive() if r["role"] == "headline"]
+    heads = [r for r in summary.derive() if r["role"] == "headline"]
     assert [(r["trained_in"], r["value"]) for r in heads] == [
         ("study", "0.3"), ("full", "0.2"),
     ]  # fmt: skip
-    rest = {r["role"]: r["value"] for r in projects.derive() if r["role"] != "headline"}
+    rest = {r["role"]: r["value"] for r in summary.derive() if r["role"] != "headline"}
     assert rest == {"baseline": "0.7", "sweep": "0.4"}
 
 
@@ -106,17 +107,17 @@ def test_test_items_are_no_trials_and_nan_is_no_number(tmp_path, monkeypatch):
     monkeypatch.setattr(days, "ROOT", tmp_path)
     easy = [row("sweep", pesq_after=v, val_stoi="nan") for v in (3.5, 4.0)]
     publish(tmp_path, days.get(14), [row(pesq_after=2.3), *easy])
-    assert [r["role"] for r in projects.derive()] == ["headline"]
+    assert [r["role"] for r in summary.derive()] == ["headline"]
 
 
 def test_the_published_table_is_the_derived_one_and_wide_enough():
     day = days.get(15)
     found = read_table(day.folder / f"{day.name}_params.csv")
-    assert found == projects.derive(), "run `make summary`"
+    assert found == summary.derive(), "run `make summary`"
     assert len(found) >= 10
-    assert list(found[0]) == list(projects.COLUMNS)
+    assert list(found[0]) == list(summary.COLUMNS)
     assert {r["day"] for r in found} == {
-        str(d.number) for d in projects.projects() if d.number not in projects.missing()
+        str(d.number) for d in summary.projects() if d.number not in summary.missing()
     }
     whole = [tuple(v for k, v in r.items() if k != "seconds") for r in found]
     assert len(set(whole)) == len(whole)
@@ -128,18 +129,18 @@ def test_summary_writes_the_table_and_says_what_is_missing(
     monkeypatch.setattr(days, "ROOT", tmp_path)
     last = days.get(15)
     publish(tmp_path, days.get(2), [row(accuracy=0.98)])
-    assert cli.main(["summary", "--check"]) == 0
+    assert __main__.main(["summary", "--check"]) == 0
     assert "not written, its day is not here" in capsys.readouterr().out
     last.folder.mkdir()
     last.notebook.touch()
-    assert cli.main(["summary", "--check"]) == 1
-    assert cli.main(["summary"]) == 0
-    assert cli.main(["summary", "--check"]) == 0
+    assert __main__.main(["summary", "--check"]) == 1
+    assert __main__.main(["summary"]) == 0
+    assert __main__.main(["summary", "--check"]) == 0
     assert len(read_table(last.folder / f"{last.name}_params.csv")) == 1
     said = capsys.readouterr().out
     assert "Days not in this repository yet: 1, 2, 3" in said
     publish(tmp_path, days.get(2), [row(accuracy=0.99)])
-    assert cli.main(["summary", "--check"]) == 1
+    assert __main__.main(["summary", "--check"]) == 1
 
 
 def test_a_project_keeps_one_row_a_configuration(tmp_path):
@@ -201,29 +202,29 @@ def test_artefacts_of_templates_are_what_they_are_called():
 
 
 def test_the_kept_model_opens_again():
-    from utils.models.wav2vec2 import load_recogniser
+    from utils.models.wav2vec2_ctc import load_recogniser
 
     folder = new.shelf() / "day4_wav2vec2_asr" / "fine_tuned_model"
     assert sum(p.numel() for p in load_recogniser(folder).parameters()) < 100_000
 
 
 def test_new_refuses_what_it_should(tmp_path, capsys):
-    assert cli.main(["new", "day9_nothing", str(tmp_path / "a")]) == 2
+    assert __main__.main(["new", "day9_nothing", str(tmp_path / "a")]) == 2
     said = capsys.readouterr().err
     assert all(name in said for name in ARTEFACTS)
     (tmp_path / "b").mkdir()
     (tmp_path / "b/mine.txt").write_text("mine")
-    assert cli.main(["new", "day1_mnist_baseline", str(tmp_path / "b")]) == 2
+    assert __main__.main(["new", "day1_mnist_baseline", str(tmp_path / "b")]) == 2
     assert "nothing is overwritten" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["mine.txt"]
     (tmp_path / "file").touch()
-    assert cli.main(["new", "day1_mnist_baseline", str(tmp_path / "file")]) == 2
+    assert __main__.main(["new", "day1_mnist_baseline", str(tmp_path / "file")]) == 2
     assert not (tmp_path / "a").exists()
 
 
 def test_a_copied_project_is_whole_and_knows_it_is_a_copy(tmp_path, capsys):
     target = tmp_path / "deep" / "project"
-    assert cli.main(["new", "day4_wav2vec2_asr", str(target)]) == 0
+    assert __main__.main(["new", "day4_wav2vec2_asr", str(target)]) == 0
     assert "jupyter lab notebook.ipynb" in capsys.readouterr().out
     assert {p.name for p in target.iterdir()} == {
         new.NOTEBOOK, "utils", *ARTEFACTS["day4_wav2vec2_asr"],
@@ -291,7 +292,7 @@ def test_checkin_wants_a_new_row_and_never_pushes(copied_day, monkeypatch, capsy
     monkeypatch.setattr(
         checkin, "git", lambda *a, real=checkin.git: asked.append(a[0]) or real(*a)
     )
-    assert cli.main(["checkin", "7"]) == 1
+    assert __main__.main(["checkin", "7"]) == 1
     said = capsys.readouterr().out
     assert [s.split("  ")[-1] for s in said.splitlines() if "MISSING" in s] == [
         "a new row"
@@ -304,7 +305,7 @@ def test_checkin_wants_a_new_row_and_never_pushes(copied_day, monkeypatch, capsy
     text = path.read_text(encoding="utf-8")
     last = text.splitlines()[-1]
     path.write_text(text + "f" * 10 + last[10:] + "\n", encoding="utf-8")
-    assert cli.main(["checkin", "7"]) == 0
+    assert __main__.main(["checkin", "7"]) == 0
     assert "1 new rows since the last commit" in capsys.readouterr().out
 
 
@@ -320,7 +321,7 @@ def test_checkin_sees_each_gap(copied_day, capsys):
     notes.write_text(text, encoding="utf-8")
     with Image.open(f"{stem}_loss_curve.png") as image:
         image.resize((600, 300)).save(f"{stem}_loss_curve.png")
-    assert cli.main(["checkin", "7"]) == 1
+    assert __main__.main(["checkin", "7"]) == 1
     said = capsys.readouterr().out
     assert "still empty: Links\n" in said
     gaps = [s for s in said.splitlines() if "MISSING" in s]
@@ -345,7 +346,7 @@ def test_a_section_is_filled_by_what_stands_under_its_subheadings(
 
 def test_checkin_of_a_day_that_is_not_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(days, "ROOT", tmp_path)
-    assert cli.main(["checkin", "9"]) == 1
+    assert __main__.main(["checkin", "9"]) == 1
     assert len(missing(capsys)) == 5
-    assert cli.main(["checkin", "16"]) == 2
+    assert __main__.main(["checkin", "16"]) == 2
     assert "from 1 to 15" in capsys.readouterr().err

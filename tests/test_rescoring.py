@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from utils import asr, days, rescoring
+from Day09_Wav2Vec2 import pretrain, rescoring, transcribe
+from utils import days
 from utils.features import SAMPLE_RATE
-from utils.keywords import load_kept
-from utils.models import wav2vec2 as w2v
-from utils.speech import speech_commands
+from utils.models import ctc
+from utils.models import wav2vec2_ctc as w2v
+from utils.models.keyword_net import load_kept
+from utils.speech.corpora import speech_commands
 
-SMALL = asr.Vocabulary((asr.PAD, asr.SEPARATOR, "A", "B"))
+SMALL = ctc.Vocabulary((ctc.PAD, ctc.SEPARATOR, "A", "B"))
 
 
 def probability(log_probs, text, vocabulary):
@@ -23,7 +25,7 @@ def probability(log_probs, text, vocabulary):
     return sum(
         float(log_probs[range(len(path)), list(path)].sum().exp())
         for path in paths
-        if asr.collapse(path, vocabulary.blank) == wanted
+        if ctc.collapse(path, vocabulary.blank) == wanted
     )
 
 
@@ -98,8 +100,8 @@ def test_second_opinion_asks_about_each_word():
     assert all(shape[0] == 2 for shape in model.heard)
     assert found.text(0) == "GO UP"
     assert found.text(100) == "UP UP"
-    hop = w2v.receptive_field(recogniser.config)[1] / SAMPLE_RATE
-    times = w2v.word_times(log_probs, "GO UP", recogniser)
+    hop = pretrain.receptive_field(recogniser.config)[1] / SAMPLE_RATE
+    times = transcribe.word_times(log_probs, "GO UP", recogniser)
     assert [word for word, _, _ in times] == ["GO", "UP"]
     assert times[0][1:] == pytest.approx((5 * hop, 9 * hop))
     assert times[1][1:] == pytest.approx((30 * hop, 35 * hop))

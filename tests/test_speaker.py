@@ -13,42 +13,41 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tools.pretrain import pretrain
 from torch.nn import functional as F
 
-from utils import days, speakers
-from utils.cli import main
-from utils.cli.pretrain import pretrain
-from utils.crops import Crops
-from utils.features import SAMPLE_RATE, AudioError, reverberate, room_response
+from Day13_Speaker_Verification import train as day13_train
+from Day13_Speaker_Verification import verify as day13_verify
+from Day13_Speaker_Verification.ecapa_speechbrain import load_ecapa, save_random_ecapa
+from Day13_Speaker_Verification.train import fit_own
+from Day13_Speaker_Verification.verify import agreement, calibrate_encoder, verify
+from Day14_Enhancement.search import voice_directions
+from tools.__main__ import main
+from utils import days
+from utils.features import SAMPLE_RATE, AudioError
 from utils.logger import read_table
-from utils.models import speaker
-from utils.models.keywords import count_parameters
-from utils.models.speaker import (
-    DVector,
+from utils.models import ecapa_tdnn, ge2e
+from utils.models.ecapa_tdnn import (
+    Crops,
     SpeakerClassifier,
     SpeakerNet,
-    aam_softmax,
-    load_ecapa,
-    normalise_volume,
-    pretrained_dvector,
-    resemblyzer_weights,
-    save_random_ecapa,
-    slice_starts,
-)
-from utils.speakers import (
     SpeakerSettings,
-    agreement,
-    calibrate_encoder,
-    fit_own,
+    aam_softmax,
     train_speaker_net,
     training_voices,
     validation_eer,
-    verify,
     voice_augmentation,
-    voice_directions,
 )
-from utils.speech import librispeech, read_sample
-from utils.weights import load_weights
+from utils.models.ge2e import (
+    DVector,
+    normalise_volume,
+    pretrained_dvector,
+    resemblyzer_weights,
+    slice_starts,
+)
+from utils.speech.augment import reverberate, room_response
+from utils.speech.corpora import librispeech, read_sample
+from utils.training import count_parameters, load_weights
 
 
 def gen(seed: int = 0) -> torch.Generator:
@@ -156,7 +155,7 @@ def test_an_empty_wave_is_named(dvector):
 
 
 def test_missing_weights_name_the_command(monkeypatch):
-    monkeypatch.setattr(speaker.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(ge2e.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install --no-deps resemblyzer"):
         pretrained_dvector()
 
@@ -222,7 +221,7 @@ def two_tone_speakers(count: int = 4, each: int = 6):
             ).sin() > 0  # what is steady, the mean takes away
             wave = tone + 0.3 * torch.randn(len(t), generator=gen(10 * s + u))
             waves.append((3000 * wave).to(torch.int16))
-            speakers.append(f"s{s}")
+            ecapa_tdnn.append(f"s{s}")
     lengths = [len(w) for w in waves]
     starts = np.cumsum(lengths) - lengths
     return torch.cat(waves), starts, lengths, speakers, waves
@@ -292,7 +291,7 @@ def test_training_on_begins_where_the_encoder_puts_the_voices():
 def test_the_shipped_training_repeats_itself(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
     path = tmp_path / "net.safetensors"
-    shipped = speakers.train_own("quick", path, seed=1)
+    shipped = day13_train.train_own("quick", path, seed=1)
     card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     voices = training_voices("quick", librispeech("quick"))
     _, again = fit_own("quick", voices, seed=1, stop=lambda e: True, bar=False)
@@ -509,7 +508,7 @@ def test_agreement_needs_two_groups():
     assert agreement(torch.stack([a, a, b, b])) == pytest.approx(0, abs=1e-6)
     assert agreement(torch.stack([a, a, a, b])) == 1  # one odd window
     assert agreement(torch.stack([a, b])) == 1
-    assert speakers.SHORTEST < 1
+    assert day13_verify.SHORTEST < 1
 
 
 def test_the_classifier_gives_cosines():
@@ -534,8 +533,8 @@ def test_the_shipped_encoder_is_made_by_one_command(tmp_path, monkeypatch):
         "--output",
     ]
     assert main([*command, str(path)]) == 0
-    settings = speakers.OWN["quick"]
-    encoder = speaker.SpeakerNet(settings.channels)
+    settings = day13_train.OWN["quick"]
+    encoder = ecapa_tdnn.SpeakerNet(settings.channels)
     before = encoder.first[0].weight.detach().clone()
     card = load_weights(path, encoder)
     assert not torch.equal(encoder.first[0].weight, before)
@@ -552,8 +551,8 @@ def test_the_shipped_encoder_is_made_by_one_command(tmp_path, monkeypatch):
 
 def test_training_voices_are_nobody_that_is_tested():
     corpus = librispeech("quick")
-    voices = speakers.training_voices("quick", corpus)
-    once = speakers.training_voices("quick", corpus, speeds=(1.0,))
+    voices = ecapa_tdnn.training_voices("quick", corpus)
+    once = ecapa_tdnn.training_voices("quick", corpus, speeds=(1.0,))
     heard = {name.split(" x")[0] for name in voices.speakers}
     away = {*corpus.validation.speakers, *corpus.test.speakers}
     assert set(corpus.train.speakers) <= heard

@@ -9,13 +9,18 @@ import pytest
 import soundfile
 import torch
 
-from utils import cli, cloning, days, speakers, speaking, speech, tables, tts
-from utils.data import SPLITS, DataError, read_lines
+from Day11_Voice_Cloning import networks, synthesize, train
+from Day11_Voice_Cloning.waveglow import WaveGlow, WaveGlowConfig
+from tools import __main__, results
+from utils import days
+from utils.data import DataError
 from utils.features import SAMPLE_RATE, AudioError, as_float
-from utils.models.parallel import ParallelConfig, ParallelSynthesizer
+from utils.models import ecapa_tdnn
+from utils.models.fastspeech import ParallelConfig, ParallelSynthesizer
 from utils.models.tacotron2 import Tacotron2, TacotronConfig
-from utils.models.waveglow import WaveGlow, WaveGlowConfig
-from utils.text import TextError, normalise
+from utils.models.tts_text import TextError, normalise
+from utils.sources.catalogue import SPLITS, read_lines
+from utils.speech import corpora
 
 NOISE = 0.1 * torch.randn(2 * SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
 
@@ -36,18 +41,18 @@ def runs(tmp_path_factory):
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STUDY_RUNS", str(folder))
-        patch.setitem(speaking.GRIFFIN_LIM, "quick", 1)
-        for part in cloning.PARTS:
+        patch.setitem(synthesize.GRIFFIN_LIM, "quick", 1)
+        for part in train.PARTS:
             torch.manual_seed(0)
             model = made.get(part, Tacotron2)(sizes.get(part, config))
             if part not in made:  # a sentence ends at once: nothing was learned
                 torch.nn.init.constant_(model.to_stop.bias, 3.0)
-            tts.save_network(cloning.weights_path(part, "quick"), model, what=part)
+            networks.save_network(train.weights_path(part, "quick"), model, what=part)
         yield folder
 
 
 def test_one_command_makes_every_file_and_the_same_again(runs, monkeypatch, capsys):
-    assert cli.main(["speak", "--day", "11", "--profile", "quick"]) == 0
+    assert __main__.main(["speak", "--day", "11", "--profile", "quick"]) == 0
     assert "46 files" in capsys.readouterr().out
     folder = days.get(11).output("quick") / "audio"
     files = sorted(folder.glob("*.wav"))
@@ -61,19 +66,19 @@ def test_one_command_makes_every_file_and_the_same_again(runs, monkeypatch, caps
     def no_set(profile):
         raise DataError("not here")
 
-    lines = speaking.lines("quick")
-    monkeypatch.setattr(speech, "librispeech", no_set)  # a clone of the repository
-    monkeypatch.setattr(speaking, "lines", lambda *_, **__: lines)
-    assert {p.name: p.read_bytes() for p in speaking.publish("quick")} == before
+    lines = synthesize.lines("quick")
+    monkeypatch.setattr(corpora, "librispeech", no_set)  # a clone of the repository
+    monkeypatch.setattr(synthesize, "lines", lambda *_, **__: lines)
+    assert {p.name: p.read_bytes() for p in synthesize.publish("quick")} == before
     (folder / "voices.npz").unlink()
     with pytest.raises(DataError, match="not here"):
-        speaking.publish("quick")
+        synthesize.publish("quick")
 
 
 def test_a_line_sounds_the_same_whatever_else_is_spoken(runs):
-    lines, nets = speaking.lines("quick")[:2], speaking.networks("quick")
-    found = speaking.material(lines, "quick", enrol=2)
-    both, second = speaking.perform(lines, found, nets), speaking.perform(lines[1:], found, nets)  # fmt: skip
+    lines, nets = synthesize.lines("quick")[:2], synthesize.networks("quick")
+    found = synthesize.material(lines, "quick", enrol=2)
+    both, second = synthesize.perform(lines, found, nets), synthesize.perform(lines[1:], found, nets)  # fmt: skip
     for key, wave in second.waves.items():
         assert torch.equal(wave, both.waves[key])
     assert set(both.seconds) == {k for k in both.waves if k[1] != "recording"}
@@ -82,16 +87,16 @@ def test_a_line_sounds_the_same_whatever_else_is_spoken(runs):
 
 
 def test_a_stranger_is_learned_once_and_spoken_alike(runs):
-    strangers = [x for x in speaking.lines("quick") if x.part == "voices"][:1]
+    strangers = [x for x in synthesize.lines("quick") if x.part == "voices"][:1]
     again = replace(strangers[0], name="again")
-    nets = speaking.networks("quick")
-    found = speaking.material([*strangers, again], "quick")
-    made = speaking.perform([*strangers, again], found, nets)
+    nets = synthesize.networks("quick")
+    found = synthesize.material([*strangers, again], "quick")
+    made = synthesize.perform([*strangers, again], found, nets)
     (learned,) = made.learned.values()
     assert made.learning[again.speaker] > 0
     assert strangers[0].said
     assert learned.model is not nets.synthesizers["parallel"]
-    for vocoder in speaking.VOCODERS:
+    for vocoder in synthesize.VOCODERS:
         first, second = (
             made.waves[x.name, f"adapted_{vocoder}"] for x in (*strangers, again)
         )
@@ -101,43 +106,43 @@ def test_a_stranger_is_learned_once_and_spoken_alike(runs):
 
 
 def test_missing_weights_name_the_command(runs, capsys):
-    path = cloning.weights_path("voices", "quick")
+    path = train.weights_path("voices", "quick")
     moved = path.rename(path.with_suffix(".away"))
     try:
-        assert cli.main(["speak", "--profile", "quick"]) == 2
-        assert "pretrain --day 11 --profile quick --part voices" in capsys.readouterr().err  # fmt: skip
+        assert __main__.main(["speak", "--profile", "quick"]) == 2
+        assert "pretrain --day 11 --profile quick voices" in capsys.readouterr().err  # fmt: skip
     finally:
         moved.rename(path)
-    assert cli.main(["speak", "--day", "3", "--profile", "quick"]) == 2
+    assert __main__.main(["speak", "--day", "3", "--profile", "quick"]) == 2
     assert "Day 3 publishes no speech" in capsys.readouterr().err
 
 
 def test_a_clone_wants_consent_text_and_a_voice(runs, tmp_path):
-    nets = speaking.networks("quick")
-    for vocoder in speaking.VOCODERS:
-        wave = speaking.clone(NOISE, "Take 2.", nets, consent=True, vocoder=vocoder)
+    nets = synthesize.networks("quick")
+    for vocoder in synthesize.VOCODERS:
+        wave = synthesize.clone(NOISE, "Take 2.", nets, consent=True, vocoder=vocoder)
         assert wave.ndim == 1
         assert len(wave) > 0
     soundfile.write(tmp_path / "me.wav", NOISE.repeat_interleave(2).numpy(), 32_000)
-    speaking.clone(tmp_path / "me.wav", "Hello.", nets, consent=True)
-    told = speaking.clone(NOISE, "Hello.", nets, consent=True, said="Good morning.")
-    assert not torch.equal(told, speaking.clone(NOISE, "Hello.", nets, consent=True))
-    with pytest.raises(speaking.ConsentError, match="your own"):
-        speaking.clone(NOISE, "Hello.", nets, consent=False)
+    synthesize.clone(tmp_path / "me.wav", "Hello.", nets, consent=True)
+    told = synthesize.clone(NOISE, "Hello.", nets, consent=True, said="Good morning.")
+    assert not torch.equal(told, synthesize.clone(NOISE, "Hello.", nets, consent=True))
+    with pytest.raises(synthesize.ConsentError, match="your own"):
+        synthesize.clone(NOISE, "Hello.", nets, consent=False)
     for text, said in (("", "nothing to speak"), ("你好", "English letters")):
         with pytest.raises(TextError, match=said):
-            speaking.clone(NOISE, text, nets, consent=True)
+            synthesize.clone(NOISE, text, nets, consent=True)
     for sound, said in (
         (torch.zeros(5 * SAMPLE_RATE), "silent"),
         (NOISE[: 3 * SAMPLE_RATE // 10], "0.3 s of speech"),
         (tmp_path / "none.wav", "not there"),
     ):
         with pytest.raises(AudioError, match=said):
-            speaking.clone(sound, "Hello.", nets, consent=True)
+            synthesize.clone(sound, "Hello.", nets, consent=True)
 
 
 def test_the_committed_lines_are_held_out():
-    lines = speaking.lines("study")
+    lines = synthesize.lines("study")
     assert len({line.name for line in lines}) == len(lines)
     tests = {n: set(read_lines(SPLITS / f"{n}_test.txt")) for n in ("kathleen", "librispeech")}  # fmt: skip
     trained = {n.split("-")[0] for n in read_lines(SPLITS / "librispeech_train.txt")}
@@ -152,48 +157,48 @@ def test_the_committed_lines_are_held_out():
         else:
             assert not tests["kathleen"] & set(line.references)
     assert len({line.speaker for line in lines if line.part == "voices"}) == 10
-    shown = speaking.lines("study", published=True)
+    shown = synthesize.lines("study", published=True)
     assert len({line.speaker for line in shown if line.part == "voices"}) >= 4
     assert sum(line.part == "kathleen" for line in shown) >= 2
 
 
 def test_a_recording_is_as_its_file_holds_it(tmp_path):
-    wave = speaking.as_filed(torch.cat([torch.zeros(SAMPLE_RATE), NOISE]))
+    wave = synthesize.as_filed(torch.cat([torch.zeros(SAMPLE_RATE), NOISE]))
     assert len(wave) < 2.2 * SAMPLE_RATE
     whole = (wave * 32768).round().to(torch.int16)
     assert torch.equal(as_float(whole), wave)
 
 
 def test_the_encoder_that_judges_is_the_shipped_one():
-    encoder = speakers.load_own()
+    encoder = ecapa_tdnn.load_own()
     vectors = encoder.embed([NOISE, NOISE[:SAMPLE_RATE]])
     assert vectors.shape == (2, 192)
     assert not encoder.training
-    longer = speakers.load_own(profile="full").embed([NOISE])
+    longer = ecapa_tdnn.load_own(profile="full").embed([NOISE])
     assert longer.shape == (1, 192)
     assert not torch.allclose(longer[0], vectors[0], atol=1e-3)
     with pytest.raises(FileNotFoundError, match="pretrain --day 13 --seed 99"):
-        speakers.load_own(seed=99)
+        ecapa_tdnn.load_own(seed=99)
     with pytest.raises(FileNotFoundError, match="--seed 99 --profile full"):
-        speakers.load_own(seed=99, profile="full")
+        ecapa_tdnn.load_own(seed=99, profile="full")
 
 
 def test_the_first_epoch_again_is_that_of_the_card(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
-    short = cloning.Synthesis(steps=3, batch_size=2, longest=3.0, every=1)
-    monkeypatch.setitem(cloning.SYNTHESIS, "quick", short)
-    monkeypatch.setattr(cloning, "pick_device", lambda: torch.device("cpu"))
-    path = cloning.weights_path("kathleen", "quick")
-    history = cloning.train_own("kathleen", "quick", path)
-    again = cloning.check_card("kathleen", "quick")
+    short = train.Synthesis(steps=3, batch_size=2, longest=3.0, every=1)
+    monkeypatch.setitem(train.SYNTHESIS, "quick", short)
+    monkeypatch.setattr(train, "pick_device", lambda: torch.device("cpu"))
+    path = train.weights_path("kathleen", "quick")
+    history = train.train_own("kathleen", "quick", path)
+    again = train.check_card("kathleen", "quick")
     assert len(again.epochs) == 1
     assert again.epochs[0]["train_loss"] == history.epochs[0]["train_loss"]
-    cloning.train_own("kathleen", "quick", path)  # anew: its pictures are not added on
+    train.train_own("kathleen", "quick", path)  # anew: its pictures are not added on
     with np.load(path.with_name("synthesizer_kathleen_alignments.npz")) as kept:
         assert kept["steps"].tolist() == [1, 2, 3]
 
 
 def test_a_headline_is_the_mean_of_what_has_the_metric(monkeypatch):
     found = [{"similarity": "0.5"}, {"similarity": ""}, {"similarity": "0.7"}]
-    monkeypatch.setattr(tables, "rows", lambda *_, **__: found)
-    assert tables.headline(11).startswith("0.6")
+    monkeypatch.setattr(results, "rows", lambda *_, **__: found)
+    assert results.headline(11).startswith("0.6")

@@ -8,17 +8,15 @@ import pytest
 import soundfile
 import torch
 
-from utils import data, days, features, keywords, speech
+from Day07_Speech_Commands import recognise
+from Day07_Speech_Commands.networks import LearnedFrontEnd, TCResNet
+from utils import data, days, features
 from utils.features import MFCC, SAMPLE_RATE, AudioError, LogMel
-from utils.models.keywords import (
-    CNN2d,
-    KeywordNet,
-    LearnedFrontEnd,
-    TCResNet,
-    count_parameters,
-)
-from utils.pack import Item, Pack, pack
-from utils.speech import (
+from utils.models import keyword_net
+from utils.models.keyword_net import CNN2d, KeywordNet
+from utils.sources import catalogue
+from utils.speech import corpora
+from utils.speech.corpora import (
     Clips,
     Sentences,
     kathleen,
@@ -29,6 +27,8 @@ from utils.speech import (
     speech_commands,
     without_silence,
 )
+from utils.speech.pack import Item, Pack, pack
+from utils.training import count_parameters
 
 
 def write_wave(path, seconds=0.1, seed=0):
@@ -93,7 +93,7 @@ def test_a_damaged_pack_says_so(tmp_path):
 
 def test_the_committed_lists_share_no_speaker_and_no_clip():
     lists = {
-        part: data.read_lines(data.SPLITS / f"speech_commands_{part}.txt")
+        part: catalogue.read_lines(catalogue.SPLITS / f"speech_commands_{part}.txt")
         for part in ("train", "validation", "test")
     }
     assert {k: len(v) for k, v in lists.items()} == {
@@ -103,7 +103,7 @@ def test_the_committed_lists_share_no_speaker_and_no_clip():
     for a, b in (("train", "test"), ("train", "validation"), ("validation", "test")):
         assert not speakers[a] & speakers[b]
     words = {n.split("/")[0] for names in lists.values() for n in names}
-    assert words == set(speech.NINE_WORDS)
+    assert words == set(corpora.NINE_WORDS)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def small_set(tmp_path, monkeypatch):
     soundfile.write(soundfile_bytes, wave + 100, SAMPLE_RATE)
     content = soundfile_bytes.read_bytes()
     for part in ("train", "validation", "test"):
-        for name in data.read_lines(data.SPLITS / f"speech_commands_{part}.txt"):
+        for name in catalogue.read_lines(catalogue.SPLITS / f"speech_commands_{part}.txt"):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
@@ -138,7 +138,7 @@ def test_speech_commands_on_disk_is_read_by_the_lists(small_set):
         455,
         520,
     ]
-    assert words.classes == sorted(speech.NINE_WORDS)
+    assert words.classes == sorted(corpora.NINE_WORDS)
     assert words.train.x.dtype == torch.int16
     assert words.train.x.shape[1] == SAMPLE_RATE
     assert words.test.names[0].split("/")[0] == words.classes[words.test.y[0]]
@@ -165,8 +165,8 @@ def test_known_copies_are_known_by_their_clips(small_set, tmp_path):
     assert data.is_here("speech_commands")
     old = small_set.rename(small_set.with_name("speech_commands_v0.01"))
     assert data.identify("speech_commands").startswith("speech_commands_v1-other-")
-    assert data.speech_commands_folder(tmp_path) == old
-    assert data.speech_commands_folder(tmp_path / "nowhere") is None
+    assert catalogue.speech_commands_folder(tmp_path) == old
+    assert catalogue.speech_commands_folder(tmp_path / "nowhere") is None
 
 
 def test_clips_keep_names_and_speakers_when_some_are_taken():
@@ -205,7 +205,7 @@ def test_the_bundled_sentences_have_texts_and_voices():
         start, length = int(row["start"]), int(row["length"])
         assert 1.0 < length / SAMPLE_RATE < 8
         assert np.abs(samples[start : start + length]).max() > 3000
-    files = list(speech.SAMPLE.glob("*.ogg"))
+    files = list(corpora.SAMPLE.glob("*.ogg"))
     assert sum(f.stat().st_size for f in files) < 8e6
 
 
@@ -241,14 +241,14 @@ def test_a_soft_recording_is_the_same_word():
 def test_answers_over_several_speeds_are_probabilities():
     model = KeywordNet(LogMel(40), TCResNet(40), 9)
     x = 0.1 * torch.randn(3, 16000)
-    several = keywords.probabilities(model, x)
+    several = keyword_net.probabilities(model, x)
     torch.testing.assert_close(several.sum(1), torch.ones(3))
-    once = keywords.probabilities(model, x, [1.0])
+    once = keyword_net.probabilities(model, x, [1.0])
     torch.testing.assert_close(once, model.eval()(x).softmax(1))
-    other = keywords.probabilities(model, x, [0.92])
-    third = keywords.probabilities(model, x, [1.08])
+    other = keyword_net.probabilities(model, x, [0.92])
+    third = keyword_net.probabilities(model, x, [1.08])
     torch.testing.assert_close(several, (once + other + third) / 3)
-    (word, p), *_ = keywords.recognise(model, list("abcdefghi"), x[0])
+    (word, p), *_ = recognise.recognise(model, list("abcdefghi"), x[0])
     assert p == pytest.approx(several[0].max().item())
     assert word == "abcdefghi"[several[0].argmax()]
 
@@ -265,7 +265,7 @@ def test_the_notebooks_augmentation_is_that_of_utils():
     x = words.train.x[:24]
     draws = [torch.Generator().manual_seed(5) for _ in range(2)]
     written_out = there["augment_with"]()(x, draws[0])
-    ours = keywords.augmentation(words.train_noise)(x, draws[1])
+    ours = keyword_net.augmentation(words.train_noise)(x, draws[1])
     torch.testing.assert_close(written_out, ours)
 
 
@@ -336,7 +336,7 @@ def test_parts_of_one_rate_are_joined_and_a_part_is_brought_to_another():
 
 def test_no_speaker_text_or_recording_is_in_two_committed_lists():
     def lists(stem, *parts):
-        return [data.read_lines(data.SPLITS / f"{stem}_{p}.txt") for p in parts]
+        return [catalogue.read_lines(catalogue.SPLITS / f"{stem}_{p}.txt") for p in parts]
 
     libri = lists("librispeech", "train", "validation", "test")
     assert [len(names) for names in libri] == [1042, 271, 1397]
@@ -382,7 +382,7 @@ def small_corpora(tmp_path, monkeypatch):
         folder = (
             tmp_path / "LibriSpeech" / f"{'test' if part == 'test' else 'dev'}-clean"
         )
-        for name in data.read_lines(data.SPLITS / f"librispeech_{part}.txt"):
+        for name in catalogue.read_lines(catalogue.SPLITS / f"librispeech_{part}.txt"):
             speaker, chapter, _ = name.split("-")
             chapter = folder / speaker / chapter
             chapter.mkdir(parents=True, exist_ok=True)
@@ -393,14 +393,14 @@ def small_corpora(tmp_path, monkeypatch):
     wavs.mkdir(parents=True)
     lines = ["more_1|Another text.", "more_2|Another text, too."]
     for part in ("validation", "test"):
-        for name in data.read_lines(data.SPLITS / f"kathleen_{part}.txt"):
+        for name in catalogue.read_lines(catalogue.SPLITS / f"kathleen_{part}.txt"):
             lines.append(f"{name}|{part} {name}")
     lines.append(f"again_1|{lines[-1].split('|')[1]}")
     for line in lines:
         (wavs / f"{line.split('|')[0]}.wav").write_bytes(wav)
     (tmp_path / "kathleen" / "metadata.csv").write_text("\n".join(lines))
     for part in ("train", "test"):
-        for name in data.read_lines(data.SPLITS / f"noise_{part}.txt"):
+        for name in catalogue.read_lines(catalogue.SPLITS / f"noise_{part}.txt"):
             (tmp_path / "noise" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "noise" / f"{name}.wav").write_bytes(wav)
     monkeypatch.setenv("STUDY_DATA", str(tmp_path))

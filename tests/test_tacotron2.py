@@ -11,11 +11,12 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FixedTrial
 from torch import nn
 
-from utils import tts
+from Day11_Voice_Cloning import train
+from Day12_VC_Tuning import search
 from utils.features import resample
 from utils.logger import RunLogger, read_table
-from utils.mel import KATHLEEN, SILENCE, MelSettings, SynthesisMel
-from utils.models.speaker import pretrained_dvector
+from utils.models import tts
+from utils.models.ge2e import pretrained_dvector
 from utils.models.tacotron2 import (
     FRAMES_EXTRA,
     FRAMES_PER_LETTER,
@@ -31,12 +32,12 @@ from utils.models.tacotron2 import (
     speech_steps,
     steps_to_alignment,
 )
-from utils.pack import to_int16
-from utils.speech import Sentences
-from utils.sweeps import day12
-from utils.text import SYMBOLS, encode_batch
+from utils.models.tts import LengthBatches, Utterances, Watch
+from utils.models.tts_mel import KATHLEEN, SILENCE, MelSettings, SynthesisMel
+from utils.models.tts_text import SYMBOLS, encode_batch
+from utils.speech.corpora import Sentences
+from utils.speech.pack import to_int16
 from utils.training import Diverged
-from utils.tts import LengthBatches, Utterances, Watch
 
 MELS = 8
 SMALL = TacotronConfig(
@@ -299,7 +300,7 @@ def test_dropped_frames_are_the_mean_and_only_in_training():
 def test_the_best_weights_are_kept_and_come_back(tmp_path):
     module = nn.Linear(1, 1)
     losses = iter([3.0, 1.0, 2.0])
-    best = tts.Best(lambda _: {"loss": next(losses)}, tmp_path / "new" / "best.pt")
+    best = train.Best(lambda _: {"loss": next(losses)}, tmp_path / "new" / "best.pt")
     for value in (3.0, 1.0, 2.0):
         nn.init.constant_(module.weight, value)
         assert best(module) == {"loss": value}
@@ -482,37 +483,37 @@ def test_validations_are_kept_in_a_folder(tmp_path):
 
 
 def test_the_score_wants_alignment_early():
-    assert day12.score(100, 800, 0.9) > day12.score(400, 800, 0.99)
-    assert day12.score(800, 800, 0.7) > day12.score(None, 800, 0.5)
-    assert day12.score(None, 800, 0.5) > day12.score(None, 800, 0.1)
+    assert search.score(100, 800, 0.9) > search.score(400, 800, 0.99)
+    assert search.score(800, 800, 0.7) > search.score(None, 800, 0.5)
+    assert search.score(None, 800, 0.5) > search.score(None, 800, 0.1)
 
 
 def test_a_trial_leaves_a_row_and_its_alignment(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
     small = {"encoder_dim": [16], "decoder_dim": [16, 24], "r": [3], "guided": [1.0]}
     for name, choices in small.items():
-        monkeypatch.setitem(day12.SPACE, name, CategoricalDistribution(choices))
+        monkeypatch.setitem(search.SPACE, name, CategoricalDistribution(choices))
     settings = MelSettings(8000, 256, 256, 64, MELS, 20, 4000)
     noise = [0.1 * torch.randn(1600 + 64 * i) for i in range(3)]
     every = sentences(8)
-    data = day12.Material("toy", every, every, noise, SynthesisMel(settings))
+    data = search.Material("toy", every, every, noise, SynthesisMel(settings))
     budget = {"steps": 4, "every": 2, "batch_size": 4}
     log = RunLogger(
-        12, "quick", "toy", torch.device("cpu"), day12.COLUMNS, folder=tmp_path
+        12, "quick", "toy", torch.device("cpu"), search.COLUMNS, folder=tmp_path
     )
     trial = FixedTrial(
         {"encoder_dim": 16, "decoder_dim": 24, "r": 3, "guided": 1.0, "lr": 0.00123456}
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nothing stops after four steps
-        value = day12.objective(log, data, budget)(trial)
+        value = search.objective(log, data, budget)(trial)
     (row,) = read_table(log.path)
     assert (row["decoder_dim"], row["lr"], row["steps"]) == ("24", "0.001235", "4")
     assert float(row["grad_norm"]) > 0
     assert float(row["audio_quality"]) > 0
     assert len(row["diagonality_curve"].split()) == 2
     assert value == pytest.approx(
-        day12.score(
+        search.score(
             int(row["steps_to_alignment"]) if row["steps_to_alignment"] else None,
             4, float(row["diagonality"]),
         ), abs=1e-5,
@@ -520,7 +521,7 @@ def test_a_trial_leaves_a_row_and_its_alignment(tmp_path, monkeypatch):
     assert float(row["val_score"]) == pytest.approx(value, abs=1e-5)
     for name in ("free_curve", "mel_curve"):
         assert len(row[name].split()) == 2
-    with np.load(day12.alignment_path(log, row["run"])) as kept:
+    with np.load(search.alignment_path(log, row["run"])) as kept:
         assert kept["alignment"].shape[1] == int(every.text_lengths[0])
         assert kept["free_mel"].shape[0] == MELS
         assert len(kept["free_stop"]) == len(kept["free_alignment"])
@@ -532,7 +533,7 @@ def test_held_out_sentences_keep_their_rate_and_their_d_vector_is_of_16_khz():
     tones = [0.1 * torch.sin(2 * torch.pi * f * t) for f in (200, 300)]
     waves = [to_int16(w) for w in tones]
     spoken = Sentences.of(waves, ["One.", "Two."], ["a", "b"], rate=rate)
-    part, recordings = day12.held_out(spoken, SynthesisMel(KATHLEEN), 4.0, most=1)
+    part, recordings = search.held_out(spoken, SynthesisMel(KATHLEEN), 4.0, most=1)
     assert part.numbers == [0, 1]
     assert part.mel_lengths.tolist() == [1 + len(tones[0]) // KATHLEEN.hop] * 2
     assert [len(w) for w in recordings] == [rate]
@@ -545,17 +546,17 @@ def test_a_training_that_is_stopped_is_the_beginning_of_the_whole_one():
     settings = MelSettings(8000, 256, 256, 64, MELS, 20, 4000)
     every = sentences(8)
     noise = [0.1 * torch.randn(1600)] * 2
-    data = day12.Material("toy", every, every, noise, SynthesisMel(settings))
+    data = search.Material("toy", every, every, noise, SynthesisMel(settings))
     chosen = {"encoder_dim": 64, "decoder_dim": 64, "r": 3, "guided": 1.0, "lr": 1e-3}
     budget = {"steps": 6, "every": 2, "batch_size": 4, "shrink": 4}
-    loss, whole, watch = day12.train(data, chosen, budget)
+    loss, whole, watch = search.train(data, chosen, budget)
     config = loss.model.config
     assert (config.encoder, config.decoder, config.prenet) == (16, 16, 64)
-    _, first, _ = day12.train(data, chosen, budget, stop=lambda e: e["epoch"] == 2)
-    found, wanted = (day12.results(h, 2) for h in (first, whole))
+    _, first, _ = search.train(data, chosen, budget, stop=lambda e: e["epoch"] == 2)
+    found, wanted = (search.results(h, 2) for h in (first, whole))
     assert found["steps"] == 4
     for name in ("diagonality_curve", "mel_curve"):
         assert found[name].split() == wanted[name].split()[:2]
-    seen = day12.last_seen(watch, loss)
+    seen = search.last_seen(watch, loss)
     watch.seen.clear()  # as after a finished training that was loaded
-    assert np.array_equal(seen.free_mel, day12.last_seen(watch, loss).free_mel)
+    assert np.array_equal(seen.free_mel, search.last_seen(watch, loss).free_mel)

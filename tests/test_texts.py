@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from utils import days, tables
-from utils.cli.summary import summary, texts
+from tools import results
+from tools.summary import summary, texts
+from utils import days
 from utils.metrics import spread
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,22 +92,22 @@ def test_notes_have_their_sections(day):
 
 def test_tables_refuse_empty_claims():
     with pytest.raises(ValueError, match="has no row"):
-        tables.rows(1, role="headline", profile="quick")
+        results.rows(1, role="headline", profile="quick")
 
 
 def test_shares_become_percentages_and_the_rest_stays():
-    assert tables.show("val_accuracy", "0.98765") == "98.77 %"
-    assert tables.show("lr", "0.001") == "0.001"
-    assert tables.show("epochs", "12") == "12"
-    assert tables.show("note", "a b") == "a b"
+    assert results.show("val_accuracy", "0.98765") == "98.77 %"
+    assert results.show("lr", "0.001") == "0.001"
+    assert results.show("epochs", "12") == "12"
+    assert results.show("note", "a b") == "a b"
     assert (
-        tables.show_spread("accuracy", spread([0.99, 0.98])) == "98.50 ± 0.71 % (n=2)"
+        results.show_spread("accuracy", spread([0.99, 0.98])) == "98.50 ± 0.71 % (n=2)"
     )
-    assert tables.show_spread("accuracy", spread([0.99])) == "99.00 %"
+    assert results.show_spread("accuracy", spread([0.99])) == "99.00 %"
     assert (
-        tables.show_spread("loss", spread([0.3232, 0.3252])) == "0.3242 ± 0.0014 (n=2)"
+        results.show_spread("loss", spread([0.3232, 0.3252])) == "0.3242 ± 0.0014 (n=2)"
     )
-    assert tables.show_spread("seconds", spread([100.0, 140.0])) == "120 ± 28 (n=2)"
+    assert results.show_spread("seconds", spread([100.0, 140.0])) == "120 ± 28 (n=2)"
 
 
 def test_seed_tables_group_and_average():
@@ -115,7 +116,7 @@ def test_seed_tables_group_and_average():
         {"a": "x", "accuracy": "0.8"},
         {"a": "y", "accuracy": "0.5"},
     ]
-    lines = tables.seeds(found, ["a"], "accuracy").splitlines()
+    lines = results.seeds(found, ["a"], "accuracy").splitlines()
     assert lines[2] == "| x | 85.00 ± 7.07 % (n=2) |"
     assert lines[3] == "| y | 50.00 % |"
 

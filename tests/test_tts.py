@@ -12,9 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils import tts
+from Day11_Voice_Cloning import networks
+from Day11_Voice_Cloning.waveglow import WaveGlow, WaveGlowConfig
 from utils.features import AudioError, LogMel, to_level
-from utils.mel import (
+from utils.models import tts
+from utils.models.tacotron2 import Tacotron2, TacotronConfig
+from utils.models.tts_mel import (
     KATHLEEN,
     LIBRISPEECH,
     SILENCE,
@@ -23,9 +26,7 @@ from utils.mel import (
     loudness,
     trim_silence,
 )
-from utils.models.tacotron2 import Tacotron2, TacotronConfig
-from utils.models.waveglow import WaveGlow, WaveGlowConfig
-from utils.text import (
+from utils.models.tts_text import (
     LONGEST,
     SYMBOLS,
     TextError,
@@ -304,8 +305,8 @@ def test_networks_are_written_with_their_sizes(tmp_path):
     )
     for model in (Tacotron2(config), WaveGlow(glow)):
         path = tmp_path / f"{type(model).__name__}.safetensors"
-        assert tts.save_network(path, model, steps=7) == path.stat().st_size
-        again, card = tts.load_network(path)
+        assert networks.save_network(path, model, steps=7) == path.stat().st_size
+        again, card = networks.load_network(path)
         assert again.config == model.config
         assert card["steps"] == 7
         assert not again.training
@@ -313,11 +314,11 @@ def test_networks_are_written_with_their_sizes(tmp_path):
             kept = again.state_dict()[name]
             torch.testing.assert_close(kept, tensor, rtol=1e-3, atol=1e-4)
     with pytest.raises(FileNotFoundError, match="run the notebook that trains it"):
-        tts.load_network(tmp_path / "none.safetensors")
+        networks.load_network(tmp_path / "none.safetensors")
 
 
 def test_the_benchmark_measures_both_on_the_same_sentences(monkeypatch):
-    from utils.bench import tts as bench
+    from bench import tts as bench
 
     for name, value in {"BATCH": 2, "LETTERS": 6, "FRAMES": 9}.items():
         monkeypatch.setattr(bench, name, value)
@@ -341,7 +342,7 @@ def test_the_benchmark_measures_both_on_the_same_sentences(monkeypatch):
 
 
 def test_the_benchmark_gives_every_vocoder_its_real_time_factor(monkeypatch, capsys):
-    from utils.bench import tts as bench
+    from bench import tts as bench
 
     monkeypatch.setattr(bench, "WAVES", 2)
     monkeypatch.setattr(bench, "SECONDS", 0.2)
@@ -371,8 +372,8 @@ def test_the_benchmark_gives_every_vocoder_its_real_time_factor(monkeypatch, cap
 
 
 def test_the_benchmark_of_this_task_measures_the_d_vectors_too(monkeypatch):
-    from utils.bench import speaker
-    from utils.bench import tts as bench
+    from bench import speaker
+    from bench import tts as bench
 
     for name in ("training", "speaking"):
         monkeypatch.setattr(bench, name, lambda device, config, name=name: name)

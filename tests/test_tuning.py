@@ -14,8 +14,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from Day08_SC_Tuning import search
+from tools.__main__ import main
 from utils import days, tuning
-from utils.cli import main
 from utils.logger import read_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,7 +102,7 @@ def test_a_search_repeats_itself_with_its_seed(tmp_path):
             seed=seed,
             say=lambda s: None,
         )
-        return [t.params["x"] for t in tuning.finished(study)]
+        return [t.params["x"] for t in search.finished(study)]
 
     assert run("a", 0) == run("b", 0) != run("c", 1)
 
@@ -118,7 +119,7 @@ def test_a_diverged_trial_counts_and_the_search_goes_on(tmp_path):
     states = [t.state for t in study.get_trials()]
     assert len(states) == 5
     assert states[1:3] == [TrialState.FAIL, TrialState.PRUNED]
-    assert len(tuning.finished(study)) == 4
+    assert len(search.finished(study)) == 4
 
 
 def test_an_unknown_error_ends_the_worker(tmp_path):
@@ -175,8 +176,8 @@ def test_workers_of_other_machines_are_never_declared_dead():
 
 
 def test_best_so_far_never_falls():
-    assert tuning.best_so_far([1, 3, 2, 5, 4]) == [1, 3, 3, 5, 5]
-    assert tuning.best_so_far([]) == []
+    assert search.best_so_far([1, 3, 2, 5, 4]) == [1, 3, 3, 5, 5]
+    assert search.best_so_far([]) == []
 
 
 def test_a_sweep_leaves_a_row_for_each_trial_and_goes_on(tmp_path, monkeypatch):

@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import voice
+from Day11_Voice_Cloning import evaluate
 from utils.features import MFCC, AudioError
-from utils.speech import read_sample
+from utils.models import tts
+from utils.speech.corpora import read_sample
 
 RATE = 16_000
 
@@ -34,24 +35,24 @@ def speechlike(
 
 def test_a_good_reference_is_trimmed_and_resampled():
     wave = torch.cat([torch.zeros(RATE), speechlike(2.0), torch.zeros(RATE)])
-    kept = voice.check_reference(wave, RATE)
+    kept = evaluate.check_reference(wave, RATE)
     assert len(kept) / RATE == pytest.approx(2.06, abs=0.05)
-    doubled = voice.check_reference(wave.repeat_interleave(2), 2 * RATE)
+    doubled = evaluate.check_reference(wave.repeat_interleave(2), 2 * RATE)
     assert len(doubled) == pytest.approx(len(kept), abs=RATE // 50)
 
 
 def test_references_that_cannot_be_used_say_why():
     with pytest.raises(AudioError, match="silent .* microphone"):
-        voice.check_reference(torch.zeros(5 * RATE), RATE)
+        evaluate.check_reference(torch.zeros(5 * RATE), RATE)
     with pytest.raises(AudioError, match="0.3 s of speech, 1 s at least"):
-        voice.check_reference(speechlike(0.3), RATE)
+        evaluate.check_reference(speechlike(0.3), RATE)
     padded = torch.cat([torch.zeros(3 * RATE), speechlike(0.3), torch.zeros(3 * RATE)])
     with pytest.raises(AudioError, match="0.4 s of speech"):
-        voice.check_reference(padded, RATE)
+        evaluate.check_reference(padded, RATE)
     with pytest.raises(AudioError, match="holds no samples"):
-        voice.check_reference(torch.zeros(0), RATE)
+        evaluate.check_reference(torch.zeros(0), RATE)
     with pytest.raises(AudioError, match="no numbers"):
-        voice.check_reference(torch.full((RATE,), float("nan")), RATE)
+        evaluate.check_reference(torch.full((RATE,), float("nan")), RATE)
 
 
 # --- whose voice --------------------------------------------------------------------
@@ -60,8 +61,8 @@ def test_references_that_cannot_be_used_say_why():
 def test_similarity_is_the_cosine():
     a = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     b = torch.tensor([[0.0, 2.0], [3.0, 0.0]])
-    assert voice.similarity(a, b).tolist() == pytest.approx([0.0, math.sqrt(0.5)])
-    assert voice.similarity(a[0], 5 * a[0]).item() == pytest.approx(1.0)
+    assert evaluate.similarity(a, b).tolist() == pytest.approx([0.0, math.sqrt(0.5)])
+    assert evaluate.similarity(a[0], 5 * a[0]).item() == pytest.approx(1.0)
 
 
 def test_identification():
@@ -71,10 +72,10 @@ def test_identification():
         "c": torch.tensor([0.0, 0.0, 9.0]),
     }  # fmt: skip
     spoken = torch.tensor([[5.0, 2.0, 0.0], [0.0, 1.0, 0.1], [0.0, 1.0, 1.2]])
-    assert voice.nearest_voice(spoken, enrolled) == ["a", "b", "c"]
-    assert voice.identification_rate(spoken, ["a", "b", "b"], enrolled) == 2 / 3
+    assert evaluate.nearest_voice(spoken, enrolled) == ["a", "b", "c"]
+    assert evaluate.identification_rate(spoken, ["a", "b", "b"], enrolled) == 2 / 3
     with pytest.raises(ValueError, match="not enrolled: \\['z'\\]"):
-        voice.identification_rate(spoken, ["a", "b", "z"], enrolled)
+        evaluate.identification_rate(spoken, ["a", "b", "z"], enrolled)
 
 
 # --- distance -----------------------------------------------------------------------
@@ -97,7 +98,7 @@ def every_way(cost: np.ndarray) -> float:
 @given(n=st.integers(1, 5), m=st.integers(1, 5), seed=st.integers(0, 10**6))
 def test_warping_is_the_cheapest_of_all_ways(n, m, seed):
     cost = np.random.default_rng(seed).random((n, m))
-    total, path = voice.dtw(cost)
+    total, path = tts.dtw(cost)
     assert total == pytest.approx(every_way(cost))
     assert total == pytest.approx(cost[path[:, 0], path[:, 1]].sum())
     assert path[0].tolist() == [0, 0]
@@ -109,7 +110,7 @@ def test_warping_is_the_cheapest_of_all_ways(n, m, seed):
 
 def test_warping_wants_a_matrix():
     with pytest.raises(ValueError, match="cost matrix"):
-        voice.dtw(np.zeros((0, 4)))
+        tts.dtw(np.zeros((0, 4)))
 
 
 def test_cepstra_are_those_of_the_log_spectrum(monkeypatch):
@@ -120,30 +121,30 @@ def test_cepstra_are_those_of_the_log_spectrum(monkeypatch):
     dct = MFCC(14, n_mels=60).dct
     flat, rippled = ((dct @ x)[1:] / math.sqrt(120) for x in (torch.zeros(60), ripple))
     pair = iter([flat[None], rippled[None]])
-    monkeypatch.setattr(voice, "mel_cepstra", lambda *_: next(pair))
-    distortion = voice.mel_cepstral_distortion(torch.zeros(1), torch.zeros(1), RATE)
+    monkeypatch.setattr(tts, "mel_cepstra", lambda *_: next(pair))
+    distortion = tts.mel_cepstral_distortion(torch.zeros(1), torch.zeros(1), RATE)
     assert distortion == pytest.approx(height / math.sqrt(2), rel=1e-4)
 
 
 def test_distortion_grows_with_the_difference():
     a = speechlike()
-    assert voice.mel_cepstra(a, RATE).shape == (1 + len(a) // 80, 13)
-    same = voice.mel_cepstral_distortion(a, a, RATE)
-    louder = voice.mel_cepstral_distortion(a, 2 * a, RATE)
-    noisy = voice.mel_cepstral_distortion(
+    assert tts.mel_cepstra(a, RATE).shape == (1 + len(a) // 80, 13)
+    same = tts.mel_cepstral_distortion(a, a, RATE)
+    louder = tts.mel_cepstral_distortion(a, 2 * a, RATE)
+    noisy = tts.mel_cepstral_distortion(
         a, a + 0.002 * torch.randn(len(a), generator=torch.Generator().manual_seed(1)), RATE
     )  # fmt: skip
-    other = voice.mel_cepstral_distortion(a, speechlike(seed=5, pitch=210), RATE)
+    other = tts.mel_cepstral_distortion(a, speechlike(seed=5, pitch=210), RATE)
     assert same == pytest.approx(0, abs=1e-6)
     assert louder < 0.1 < noisy < other
-    assert voice.mel_cepstral_distortion(a, a[: RATE // 2], RATE) > same
+    assert tts.mel_cepstral_distortion(a, a[: RATE // 2], RATE) > same
 
 
 def test_warping_forgives_a_pause():
     a = speechlike(1.0)
     late = torch.cat([a[: RATE // 2], a[RATE // 2 - 800 : RATE // 2], a[RATE // 2 :]])
-    stretched = voice.mel_cepstral_distortion(a, late, RATE)
-    assert stretched < 0.5 * voice.mel_cepstral_distortion(a, a.flip(0), RATE)
+    stretched = tts.mel_cepstral_distortion(a, late, RATE)
+    assert stretched < 0.5 * tts.mel_cepstral_distortion(a, a.flip(0), RATE)
 
 
 # --- speed and words ----------------------------------------------------------------
@@ -151,24 +152,24 @@ def test_warping_forgives_a_pause():
 
 def test_real_time_factor(monkeypatch):
     clock = iter([0.0, 3.0, 10.0, 12.0, 20.0, 24.0])
-    monkeypatch.setattr(voice.time, "perf_counter", lambda: next(clock))
-    factor = voice.real_time_factor(
+    monkeypatch.setattr(evaluate.time, "perf_counter", lambda: next(clock))
+    factor = evaluate.real_time_factor(
         lambda: [torch.zeros(RATE), torch.zeros(3 * RATE)], RATE, torch.device("cpu")
     )
     assert factor == pytest.approx(2.0 / 4.0)
 
 
 def test_words_are_plain():
-    assert voice.plain_words("Dr. Who? It's 'two' o'clock -- 3 times!") == (
+    assert evaluate.plain_words("Dr. Who? It's 'two' o'clock -- 3 times!") == (
         "doctor who it's two o'clock three times"
     )
 
 
 def test_word_error_rate_over_all_words(monkeypatch):
     said = iter(["one three", "four five six"])
-    monkeypatch.setattr(voice, "_decoder", lambda: None)
-    monkeypatch.setattr(voice, "_listen", lambda pcm: next(said))
-    rate, heard = voice.heard_word_error_rate(
+    monkeypatch.setattr(evaluate, "_decoder", lambda: None)
+    monkeypatch.setattr(evaluate, "_listen", lambda pcm: next(said))
+    rate, heard = evaluate.heard_word_error_rate(
         [torch.zeros(9)] * 2, ["1, 2, 3.", "Four five."], RATE
     )
     assert rate == pytest.approx(2 / 5)
@@ -177,19 +178,19 @@ def test_word_error_rate_over_all_words(monkeypatch):
 
 def test_a_missing_recogniser_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pocketsphinx", None)
-    voice._decoder.cache_clear()
-    with pytest.raises(voice.MissingRecogniser, match="pip install pocketsphinx"):
-        voice.hear(speechlike(), RATE)
-    assert not voice.recogniser_is_here()
+    evaluate._decoder.cache_clear()
+    with pytest.raises(evaluate.MissingRecogniser, match="pip install pocketsphinx"):
+        evaluate.hear(speechlike(), RATE)
+    assert not evaluate.recogniser_is_here()
 
 
 def test_the_recogniser_answers_with_words():
     pytest.importorskip("pocketsphinx")
-    voice._decoder.cache_clear()
+    evaluate._decoder.cache_clear()
     index, samples = read_sample("sentences")
     start, length = int(index[0]["start"]), int(index[0]["length"])
     wave = torch.from_numpy(samples[start : start + length].copy()) / 32768
-    heard = voice.hear(wave, RATE).split()
+    heard = evaluate.hear(wave, RATE).split()
     assert 3 <= len(heard) <= 20  # a synthetic voice: words, not the right ones
 
 
@@ -200,7 +201,7 @@ def test_what_is_heard_does_not_depend_on_what_was_heard_before_or_by_whom():
     for row in index[:16]:
         start, length = int(row["start"]), int(row["length"])
         waves.append(torch.from_numpy(samples[start : start + length].copy()) / 32768)
-    there = voice.hear_all(waves, RATE)
-    assert voice.hear_all(waves[::-1], RATE)[::-1] == there
-    assert voice.hear_all(waves, RATE, processes=2) == there
-    assert [voice.hear(wave, RATE) for wave in waves] == there
+    there = evaluate.hear_all(waves, RATE)
+    assert evaluate.hear_all(waves[::-1], RATE)[::-1] == there
+    assert evaluate.hear_all(waves, RATE, processes=2) == there
+    assert [evaluate.hear(wave, RATE) for wave in waves] == there

@@ -24,26 +24,28 @@ from transformers import (
     Wav2Vec2Processor,
 )
 
-from utils import asr, days
-from utils.asr import Batch, Vocabulary
-from utils.cli import main
+from Day09_Wav2Vec2 import finetune
+from Day09_Wav2Vec2 import pretrain as day09_pretrain
+from Day09_Wav2Vec2 import transcribe as day09_transcribe
+from Day09_Wav2Vec2.pretrain import Pretraining, pretrain, small_config
+from Day09_Wav2Vec2.transcribe import transcribe
+from Day10_ASR_Tuning import search
+from tools.__main__ import main
+from utils import days
 from utils.features import AudioError
 from utils.logger import RunLogger, read_table
-from utils.models import wav2vec2 as w2v
-from utils.models.wav2vec2 import (
+from utils.models import ctc
+from utils.models import wav2vec2_ctc as w2v
+from utils.models.ctc import Batch, Vocabulary
+from utils.models.wav2vec2_ctc import (
     Examples,
     FineTuning,
-    Pretraining,
     Recogniser,
     fine_tune,
     load_recogniser,
-    pretrain,
-    small_config,
     tiny_config,
-    transcribe,
 )
-from utils.speech import Sentences
-from utils.sweeps import day09, day10
+from utils.speech.corpora import Sentences
 
 ROOT = Path(__file__).resolve().parent.parent
 TONES = {"A": 400, "B": 900, "C": 1700, " ": 0}
@@ -82,7 +84,7 @@ def test_the_small_network_has_its_size():
     model = Wav2Vec2ForPreTraining(small_config())
     size = sum(p.numel() for p in model.parameters())
     assert 3.0e6 < size < 3.2e6
-    assert w2v.receptive_field(small_config()) == (400, 320)
+    assert day09_pretrain.receptive_field(small_config()) == (400, 320)
 
 
 @pytest.mark.parametrize("config", [small_config(), tiny_config()])
@@ -90,7 +92,7 @@ def test_frames_are_counted_as_the_library_counts_them(config):
     shape = {k: getattr(config, k) for k in ("conv_kernel", "conv_stride")}
     shape["conv_dim"] = (4,) * len(config.conv_kernel)
     model = Wav2Vec2Model(tiny_config(**shape))
-    least, hop = w2v.receptive_field(config)
+    least, hop = day09_pretrain.receptive_field(config)
     for samples in (least, least + hop - 1, least + hop, 16_000, 33_333):
         wanted = int(model._get_feat_extract_output_lengths(torch.tensor(samples)))
         assert w2v.frames_of(samples, config) == wanted
@@ -167,7 +169,7 @@ def test_a_folder_saved_and_loaded_again_gives_the_same_logits(tmp_path):
     assert torch.equal(logits_of(again, some), logits_of(recogniser, some))
     processor = Wav2Vec2Processor.from_pretrained(tmp_path / "fine_tuned_model")
     path = [3, 3, 0, 3, 4, 2, 5]
-    assert processor.tokenizer.decode(path) == letters.decode(asr.collapse(path, 0))
+    assert processor.tokenizer.decode(path) == letters.decode(ctc.collapse(path, 0))
     assert processor.tokenizer("AB C").input_ids == letters.encode("AB C")
     assert processor.tokenizer.pad_token_id == 0
 
@@ -175,33 +177,33 @@ def test_a_folder_saved_and_loaded_again_gives_the_same_logits(tmp_path):
 def test_small_weights_saved_and_loaded_again(tmp_path):
     some = spoken("AB", "CAB A")
     recogniser = tiny()
-    w2v.save_small(tmp_path / "a.safetensors", recogniser, {"seed": 0}, half=False)
+    day09_pretrain.save_small(tmp_path / "a.safetensors", recogniser, {"seed": 0}, half=False)
     again = load_recogniser(tmp_path / "a.safetensors", Vocabulary())
     assert torch.equal(logits_of(again, some), logits_of(recogniser, some))
-    w2v.save_small(tmp_path / "b.safetensors", recogniser, {})
+    day09_pretrain.save_small(tmp_path / "b.safetensors", recogniser, {})
     close = load_recogniser(tmp_path / "b.safetensors", mask_time_prob=0.3)
     assert close.config.mask_time_prob == 0.3
     torch.testing.assert_close(
         logits_of(close, some), logits_of(recogniser, some), atol=0.02, rtol=0.02
     )
-    w2v.save_small(tmp_path / "c.safetensors", tiny(mask_time_prob=0.0), {})
+    day09_pretrain.save_small(tmp_path / "c.safetensors", tiny(mask_time_prob=0.0), {})
     masked = load_recogniser(tmp_path / "c.safetensors", mask_time_prob=0.3)
     assert masked.model.wav2vec2.masked_spec_embed.shape == (32,)  # a new one
 
 
 def test_a_pretrained_body_gets_a_new_head(tmp_path):
     model = Wav2Vec2ForPreTraining(tiny_config()).eval()
-    w2v.save_small(tmp_path / "p.safetensors", model, {"steps": 3}, half=False)
+    day09_pretrain.save_small(tmp_path / "p.safetensors", model, {"steps": 3}, half=False)
     letters = Vocabulary(("<pad>", "|", "A", "B"))
     recogniser = load_recogniser(tmp_path / "p.safetensors", letters)
     assert recogniser.model.lm_head.out_features == 4
     for name, weight in recogniser.model.wav2vec2.state_dict().items():
         assert torch.equal(weight, model.wav2vec2.state_dict()[name])
-    again, card = w2v.load_pretraining(tmp_path / "p.safetensors")
+    again, card = day09_pretrain.load_pretraining(tmp_path / "p.safetensors")
     assert card["steps"] == 3
     assert torch.equal(again.quantizer.codevectors, model.quantizer.codevectors)
     other = Wav2Vec2ForPreTraining(tiny_config(num_hidden_layers=1))
-    w2v.save_small(tmp_path / "o.safetensors", other, {})
+    day09_pretrain.save_small(tmp_path / "o.safetensors", other, {})
     card = json.loads((tmp_path / "o.json").read_text())
     card["config"]["num_hidden_layers"] = 2
     (tmp_path / "o.json").write_text(json.dumps(card))
@@ -225,7 +227,7 @@ def test_a_model_like_wav2vec2_base_on_disk_is_loaded(tmp_path):
 
 
 def test_weights_that_are_not_there_name_the_ways_on(tmp_path, monkeypatch):
-    with pytest.raises(RuntimeError, match="python -m utils pretrain"):
+    with pytest.raises(RuntimeError, match="python -m Day09_Wav2Vec2.pretrain"):
         load_recogniser(tmp_path / "none.safetensors")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
@@ -242,7 +244,7 @@ def test_reason_1_the_vocabularys_case():
     processor = w2v.make_processor(Vocabulary())
     unknown = Vocabulary().symbols.index("<unk>")
     assert processor.tokenizer("cab").input_ids == [unknown] * 3
-    labels, lengths = asr.encode_texts(["cab"], Vocabulary())
+    labels, lengths = ctc.encode_texts(["cab"], Vocabulary())
     assert Vocabulary().decode(labels[0, : lengths[0]].tolist()) == "CAB"
 
 
@@ -365,11 +367,11 @@ def test_letters_are_found_where_they_were_said():
     recogniser = load_recogniser(tiny_config(), letters)
     path = [0, 2, 2, 0, 2, 1, 0, 3]
     log_probs = (F.one_hot(torch.tensor(path), 4) * 9.0).log_softmax(-1)
-    found = w2v.letter_times(log_probs, "aa b", recogniser)
+    found = day09_transcribe.letter_times(log_probs, "aa b", recogniser)
     assert [f[0] for f in found] == ["A", "A", "|", "B"]
     times = [round(100 * x) for f in found for x in f[1:]]
     assert times == [1, 3, 4, 5, 5, 6, 7, 8]
-    assert w2v.letter_times(log_probs, "", recogniser) == []
+    assert day09_transcribe.letter_times(log_probs, "", recogniser) == []
 
 
 # --- fine-tuning ----------------------------------------------------------------------------------
@@ -446,9 +448,9 @@ def test_trainings_share_what_the_convolutions_made():
 
 def test_day_10_begins_every_training_from_the_same_weights():
     torch.rand(3)
-    one = day10.build("quick", torch.device("cpu"))
+    one = search.build("quick", torch.device("cpu"))
     torch.rand(5)
-    assert torch.equal(weights(day10.build("quick", torch.device("cpu"))), weights(one))
+    assert torch.equal(weights(search.build("quick", torch.device("cpu"))), weights(one))
 
 
 def test_a_training_that_was_stopped_goes_on_as_it_would_have(tmp_path):
@@ -595,7 +597,7 @@ def test_pretraining_lowers_its_loss_and_goes_on_after_a_kill(tmp_path, monkeypa
     assert rest.steps == history.steps
     assert torch.equal(weights(again), weights(model))
     waves = torch.randn(2, 3200)
-    codes = w2v.code_numbers(model, waves)
+    codes = day09_pretrain.code_numbers(model, waves)
     assert codes.shape == (2, w2v.frames_of(3200, model.config), 2)
     assert codes.max() < 8
     with pytest.raises(ValueError, match="less than one crop"):
@@ -605,7 +607,7 @@ def test_pretraining_lowers_its_loss_and_goes_on_after_a_kill(tmp_path, monkeypa
 def test_negatives_are_other_hidden_frames_of_the_same_crop():
     config = tiny_config()
     torch.manual_seed(0)
-    mask, negatives = w2v.draw_masks(3, 50, config, Pretraining())
+    mask, negatives = day09_pretrain.draw_masks(3, 50, config, Pretraining())
     assert mask.shape == (3, 50)
     assert 0.3 < mask.float().mean() < 0.7
     for row in mask.int().tolist():  # spans of ten, alone or grown together
@@ -618,7 +620,7 @@ def test_negatives_are_other_hidden_frames_of_the_same_crop():
             assert ((drawn // 50) == b).all()
             assert mask[b][drawn % 50].all()
             assert (drawn % 50 != t).all()
-    drawn = torch.cat([w2v.draw_masks(64, 50, config, Pretraining())[1][:, 20]
+    drawn = torch.cat([day09_pretrain.draw_masks(64, 50, config, Pretraining())[1][:, 20]
                        for _ in range(40)]) % 50  # fmt: skip
     counts = drawn.flatten().bincount(minlength=50)
     assert counts[20] == 0
@@ -648,7 +650,7 @@ def test_the_command_pretrains_and_the_sweep_fine_tunes(tmp_path, monkeypatch, c
 
 
 def test_the_benchmark_trains_the_same_network_on_both_sides(monkeypatch, capsys):
-    from utils.bench import asr as bench
+    from bench import asr as bench
 
     monkeypatch.setattr(bench, "small_config", tiny_config)
     some = spoken("AB", "CAB A", "BA", "A BA C")
@@ -671,8 +673,8 @@ def test_the_benchmark_trains_the_same_network_on_both_sides(monkeypatch, capsys
 def test_the_grid_and_the_long_training_leave_rows_once(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
     path = tmp_path / "long.safetensors"
-    day09.work("quick", trials=1)
-    day09.train_words("quick", path)
+    finetune.run_worker("quick", trials=1)
+    finetune.train_words("quick", path)
     table = days.get(9).output("quick") / f"{days.get(9).name}_params.csv"
     cell, long = read_table(table)
     assert (cell["role"], cell["init"], long["init"]) == (
@@ -681,19 +683,19 @@ def test_the_grid_and_the_long_training_leave_rows_once(tmp_path, monkeypatch):
     assert cell["run"] != long["run"]
     assert cell["wer"]
     assert not long["wer"]  # the notebook tests it
-    on = day09.recogniser_path("quick", on=1)
-    day09.go_on("quick", on, seed=1)  # from the tiny network's layout
-    again = day09.recogniser_path("quick", on=2)
-    day09.go_on("quick", again, seed=2)
+    on = finetune.recogniser_path("quick", on=1)
+    finetune.go_on("quick", on, seed=1)  # from the tiny network's layout
+    again = finetune.recogniser_path("quick", on=2)
+    finetune.go_on("quick", again, seed=2)
     assert [(r["init"], r["lr"]) for r in read_table(table)[2:]] == [
         ("connected words", "0.001"), ("connected words, mean", "0.0001"),
     ]  # fmt: skip
     with pytest.raises(ValueError, match="seeds .*not 7"):
-        day09.go_on("quick", tmp_path / "no.safetensors", seed=7)
-    for kept in (day09.shipped("quick", "random"), path, on, again):
-        assert load_recogniser(kept).vocabulary.symbols == asr.Vocabulary().symbols
+        finetune.go_on("quick", tmp_path / "no.safetensors", seed=7)
+    for kept in (finetune.shipped("quick", "random"), path, on, again):
+        assert load_recogniser(kept).vocabulary.symbols == ctc.Vocabulary().symbols
     finished = cell["finished"]
-    day09.work("quick", trials=1)
+    finetune.run_worker("quick", trials=1)
     assert read_table(table)[0]["finished"] == finished
 
 
@@ -703,11 +705,11 @@ def test_sentences_are_learned_with_frozen_convolutions_the_shortest_first(
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
     heard = []
     monkeypatch.setattr(
-        day09, "fine_tune", lambda r, lessons, *a, **k: (
+        finetune, "fine_tune", lambda r, lessons, *a, **k: (
             heard.extend(lessons), w2v.fine_tune(r, lessons, *a, **k))[1]
     )  # fmt: skip
-    path = day09.sentences_path("quick")
-    day09.train_sentences("quick", path)
+    path = finetune.sentences_path("quick")
+    finetune.train_sentences("quick", path)
     short, long = heard
     assert (len(short), len(long)) == (2, 8)
     assert max(short.lengths) <= sorted(long.lengths)[2]
@@ -716,7 +718,7 @@ def test_sentences_are_learned_with_frozen_convolutions_the_shortest_first(
         "sentences", "pretrained, full", str(len(set(long.speakers))), "",
     )  # fmt: skip
     # the convolutions are those that it began with
-    trained, begun = w2v.load_recogniser(path), day09.build("quick", "random")
+    trained, begun = w2v.load_recogniser(path), finetune.build("quick", "random")
     pairs = zip(trained.model.parameters(), begun.model.parameters(), strict=True)
     same = [torch.equal(a, b.half().float()) for a, b in pairs]
     names = [name for name, _ in trained.model.named_parameters()]
@@ -729,11 +731,11 @@ def test_sentences_are_learned_with_frozen_convolutions_the_shortest_first(
 def test_the_mean_of_two_networks_is_that_of_their_weights():
     torch.manual_seed(0)
     one, other = (w2v.load_recogniser(w2v.tiny_config()) for _ in range(2))
-    mean = w2v.mean_of([one, other])
+    mean = day09_pretrain.mean_of([one, other])
     wave = torch.randn(1, 4000), torch.tensor([4000])
     assert not torch.equal(one(*wave)[0], mean(*wave)[0])
     states = (r.state_dict() for r in (one, other, mean))
     for a, b, c in zip(*(s.values() for s in states), strict=True):
         assert torch.allclose((a + b) / 2, c)
-    assert torch.equal(w2v.mean_of([one])(*wave)[0], one(*wave)[0])
+    assert torch.equal(day09_pretrain.mean_of([one])(*wave)[0], one(*wave)[0])
     assert mean.vocabulary.symbols == one.vocabulary.symbols

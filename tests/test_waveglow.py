@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
-from utils import tts
-from utils.mel import MelSettings, SynthesisMel
-from utils.models.waveglow import (
+from Day11_Voice_Cloning.waveglow import (
     Invertible1x1,
     WaveGlow,
     WaveGlowConfig,
     WaveGlowLoss,
     spread,
 )
-from utils.tts import Segments
+from utils.models import tts
+from utils.models.tts import Segments
+from utils.models.tts_mel import MelSettings, SynthesisMel
 
 TINY = WaveGlowConfig(
     flows=5, group=8, early_every=2, early_size=2, layers=2, channels=6, condition=5,

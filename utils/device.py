@@ -98,15 +98,6 @@ def gains_bf16(device: torch.device) -> bool:
     return False
 
 
-def allow_tf32(device: torch.device) -> None:
-    """Let a GPU multiply float32 matrices in TF32: float32's range, ten bits of fraction, several times as fast.
-
-    Between float32 and bfloat16, for networks whose gradients bfloat16 turns. Elsewhere nothing changes.
-    """
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-
-
 def autocast(
     device: torch.device, enabled: bool = True
 ) -> contextlib.AbstractContextManager:

@@ -8,7 +8,6 @@ frame t is a window around sample `t * hop`, so a wave of n samples has `1 + n /
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 
 SAMPLE_RATE = 16_000
 """Samples per second (Hz) that all speech days work with."""
+
 FLOOR = 1e-6
 """Added to the mel power before the logarithm: about -138 dB under a full-scale sine."""
 
@@ -313,18 +313,6 @@ class Streaming:
         return out
 
 
-# --- augmentation: on the whole batch, random numbers from a CPU generator ---------------------------
-
-
-def time_shift(wave: Tensor, generator: torch.Generator, most: int) -> Tensor:
-    """Shift each wave of `(batch, time)` by up to `most` samples either way; zeros come in."""
-    if most <= 0:
-        return wave
-    start = torch.randint(0, 2 * most + 1, (len(wave),), generator=generator)
-    every = F.pad(wave, (most, most)).unfold(1, wave.shape[1], 1)
-    return every[torch.arange(len(wave)), start.to(wave.device)]
-
-
 def to_level(wave: Tensor, level: float = -26.0, peak: float | None = None) -> Tensor:
     """Each wave of `(..., time)` at the same level: root mean square of `level` dB of full scale.
 
@@ -338,172 +326,3 @@ def to_level(wave: Tensor, level: float = -26.0, peak: float | None = None) -> T
         highest = wave.abs().amax(-1, keepdim=True).clamp(min=1e-8)
         gain = torch.minimum(gain, peak / highest)
     return wave * torch.where(rms > 1e-5, gain, torch.ones_like(gain))
-
-
-def play_at(wave: Tensor, speed: float) -> Tensor:
-    """Play `(batch, time)` at `speed` times its speed, pitch included; the length stays.
-
-    Linear interpolation. A wave that gets shorter is filled with zeros at its end, one that gets
-    longer is cut on both sides.
-    """
-    length = wave.shape[1]
-    new = round(length / speed)
-    other = F.interpolate(wave.unsqueeze(1), new, mode="linear", align_corners=False)
-    return fixed_length(other.squeeze(1)[:, max(0, new - length) // 2 :], length)
-
-
-def change_speed(
-    wave: Tensor, generator: torch.Generator, most: float = 0.15, groups: int = 4
-) -> Tensor:
-    """Play `(batch, time)` faster or slower by up to the share `most` (speed perturbation, Ko et al., 2015).
-
-    The batch is parted into `groups`, each with a factor of its own; see `play_at`.
-    """
-    if most <= 0:
-        return wave
-    draws = 1 + most * (2 * torch.rand(groups, generator=generator) - 1)
-    pairs = zip(wave.tensor_split(groups), draws.tolist(), strict=True)
-    return torch.cat([play_at(part, speed) for part, speed in pairs if len(part)])
-
-
-def change_microphone(
-    wave: Tensor,
-    generator: torch.Generator,
-    deviation: float = 4.0,
-    muffled: float = 0.3,
-    sample_rate: int = SAMPLE_RATE,
-) -> Tensor:
-    """Colour each of `(batch, time)` as another microphone would: a random smooth frequency response.
-
-    Three cosines over the logarithm of the frequency (50 Hz to half the rate), each with a normal weight of
-    `deviation` dB; in a share `muffled` of the waves also a low pass, from 500 to 4000 Hz on, of 12 to 30 dB an
-    octave, 50 dB at most. No phase is turned. (0, 0) leaves the waves as they are.
-    """
-    if deviation <= 0 and muffled <= 0:
-        return wave
-    batch, length = wave.shape
-    hertz = torch.fft.rfftfreq(length, 1 / sample_rate).clamp(min=50.0)
-    place = torch.log(hertz / 50) / math.log(sample_rate / 2 / 50)
-    curves = torch.cos(math.pi * torch.arange(1, 4)[:, None] * place)
-    decibels = deviation * torch.randn(batch, 3, generator=generator) @ curves
-    edge, slope, chance = torch.rand(3, batch, 1, generator=generator)
-    octaves = torch.log2(hertz / (500 * 8**edge)).clamp(min=0)
-    low_pass = (-(12 + 18 * slope) * octaves).clamp(min=-50)
-    decibels = decibels + (chance < muffled) * low_pass
-    gain = (10 ** (decibels / 20)).to(wave.device)
-    return torch.fft.irfft(torch.fft.rfft(wave) * gain, length)
-
-
-def add_noise(wave: Tensor, noise: Tensor, snr_db: Tensor | float) -> Tensor:
-    """Mix noise into `(batch, time)` so that 10 log10(speech power / noise power) is `snr_db` for each wave.
-
-    `noise` `(batch, time)` or `(time,)`; `snr_db` a number or `(batch,)`. Power is the mean square over
-    the wave. A silent wave or silent noise has no ratio: that wave is returned as it is.
-    """
-    snr = torch.as_tensor(snr_db, dtype=wave.dtype, device=wave.device).reshape(-1, 1)
-    noise = noise.to(wave).expand_as(wave)
-    speech_power = wave.square().mean(1, keepdim=True)
-    noise_power = noise.square().mean(1, keepdim=True)
-    gain = (
-        (speech_power / noise_power.clamp(min=1e-20)).sqrt() * 10 ** (-snr / 20)
-    ).masked_fill(noise_power <= 0, 0)
-    return wave + gain * noise
-
-
-def within_band(noise: Tensor, speech: Tensor, share: float = 1e-4) -> Tensor:
-    """Noise `(batch, time)` without what lies above the band of the speech it is to be mixed with.
-
-    A band ends at the frequency above which there is less than `share` of the speech's power. Speech that
-    came through MP3 or a telephone has nothing up there: mixed with noise of the full band, it would teach
-    that whatever is high is noise.
-    """
-    # without a window the ends of the stretch leak into the top
-    window = torch.hann_window(speech.shape[1], device=speech.device)
-    power = torch.fft.rfft(window * speech).abs().square()
-    above = power.flip(1).cumsum(1).flip(1)
-    inside = above >= share * above[:, :1]
-    return torch.fft.irfft(torch.fft.rfft(noise) * inside, noise.shape[1])
-
-
-def joined(noises: Mapping[str, Tensor]) -> Tensor:
-    """Recordings `(time,)` brought to one level and joined to one `(time,)`; nothing where there are none."""
-    parts = [n / n.square().mean().sqrt().clamp(min=1e-8) for n in noises.values()]
-    return 0.1 * torch.cat(parts) if parts else torch.zeros(0)
-
-
-def noise_segments(
-    noise: Tensor, batch: int, length: int, generator: torch.Generator
-) -> Tensor:
-    """`batch` random stretches of `length` samples from one long noise `(time,)`: `(batch, length)`.
-
-    Raises ValueError when the noise is shorter than `length`.
-    """
-    if len(noise) < length:
-        raise ValueError(f"{len(noise)} samples of noise, {length} are wanted")
-    start = torch.randint(0, len(noise) - length + 1, (batch,), generator=generator)
-    return torch.stack([noise[s : s + length] for s in start.tolist()])
-
-
-def spec_augment(
-    features: Tensor,
-    generator: torch.Generator | None = None,
-    time: int = 20,
-    frequency: int = 12,
-    masks: int = 2,
-) -> Tensor:
-    """Hide `masks` bands of up to `frequency` channels and `masks` stretches of up to `time` frames each.
-
-    `(batch, channels, frames)`; what is hidden becomes the mean of its clip (Park et al., 2019,
-    arXiv:1904.08779, without time warping).
-    """
-    batch, channels, frames = features.shape
-    hidden = torch.zeros(batch, channels, frames, dtype=torch.bool)
-    for size, most, axis in ((channels, frequency, 1), (frames, time, 2)):
-        position = torch.arange(size)[None]
-        for _ in range(masks if most > 0 else 0):
-            width = torch.randint(
-                0, min(most, size) + 1, (batch, 1), generator=generator
-            )
-            start = torch.rand(batch, 1, generator=generator) * (size - width + 1)
-            inside = (position >= start.floor()) & (position < start.floor() + width)
-            hidden |= inside.unsqueeze(3 - axis)
-    mean = features.mean((1, 2), keepdim=True)
-    return torch.where(hidden.to(features.device), mean, features)
-
-
-def room_response(
-    rt60: Tensor,
-    generator: torch.Generator,
-    seconds: float = 0.8,
-    direct_db: float = 5.0,
-    sample_rate: int = SAMPLE_RATE,
-) -> Tensor:
-    """Synthetic impulse responses of rooms: `rt60` `(batch,)` in s to `(batch, seconds * sample_rate)`.
-
-    A direct pulse, then from 2.5 ms on white noise whose envelope falls by 60 dB in `rt60` seconds
-    (Moorer, 1979); the energy of the pulse is `direct_db` dB above that of the noise. On the CPU.
-    Raises ValueError for a time that is not positive.
-    """
-    if not (rt60 > 0).all():
-        raise ValueError(f"a reverberation time is longer than 0 s, not {rt60.min():g}")
-    t = torch.arange(round(seconds * sample_rate)) / sample_rate
-    response = torch.randn(len(rt60), len(t), generator=generator)
-    response *= 10 ** (-3 * t / rt60[:, None])
-    response[:, : round(0.0025 * sample_rate)] = 0
-    energy = response.square().sum(1, keepdim=True)
-    response *= (10 ** (-direct_db / 10) / energy).sqrt()
-    response[:, 0] = 1
-    return response
-
-
-def reverberate(wave: Tensor, response: Tensor) -> Tensor:
-    """`(batch, time)` as heard in rooms `(batch, taps)`: convolved, cut to its length, its level kept.
-
-    The direct sound stays where it was. Works on any device; `response` may also be `(1, taps)`.
-    """
-    size = wave.shape[1] + response.shape[1]
-    size = 1 << (size - 1).bit_length()  # a power of two: the FFT is quick
-    spectrum = torch.fft.rfft(wave, size) * torch.fft.rfft(response.to(wave), size)
-    wet = torch.fft.irfft(spectrum, size)[:, : wave.shape[1]]
-    power = wave.square().sum(1, keepdim=True)
-    return wet * (power / wet.square().sum(1, keepdim=True).clamp(min=1e-20)).sqrt()

@@ -144,24 +144,3 @@ def bootstrap_mean(
     values = np.asarray(values, dtype=float)
     gap = bootstrap_difference(values, np.zeros_like(values), groups, resamples, seed)
     return Interval(gap.mean, gap.low, gap.high)
-
-
-def si_sdr(estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Scale-invariant signal-to-distortion ratio in dB, `(..., time)` to `(...)`: higher is better.
-
-    Both are freed of their mean; the reference is scaled to lie nearest to the estimate, and what is
-    left over counts as distortion (Le Roux et al., 2019, arXiv:1811.02508). Differentiable. A silent
-    reference has no ratio; it gives a very low number, no error. Raises ValueError for two shapes.
-    """
-    if estimate.shape != reference.shape:
-        raise ValueError(
-            f"SI-SDR needs two waves of one shape: {tuple(estimate.shape)} and {tuple(reference.shape)}"
-        )
-    estimate = estimate - estimate.mean(-1, keepdim=True)
-    reference = reference - reference.mean(-1, keepdim=True)
-    tiny = torch.finfo(estimate.dtype).tiny ** 0.5
-    scale = (estimate * reference).sum(-1, keepdim=True)
-    scale = scale / (reference.square().sum(-1, keepdim=True) + tiny)
-    target = scale * reference
-    noise = (estimate - target).square().sum(-1)
-    return 10 * torch.log10((target.square().sum(-1) + tiny) / (noise + tiny))

@@ -10,17 +10,17 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from itertools import accumulate
 from pathlib import Path
 
 import optuna
 from filelock import FileLock
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 
 from .days import runs
 from .logger import code_commit
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+
 SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
     "tpe": lambda seed: optuna.samplers.TPESampler(
@@ -153,13 +153,3 @@ def search(
         except catch as error:
             trial.set_user_attr("diverged", str(error)[:200])
             study.tell(trial, state=TrialState.FAIL)
-
-
-def finished(study: optuna.Study) -> list[FrozenTrial]:
-    """Complete and pruned trials, in the order of their numbers."""
-    return study.get_trials(deepcopy=False, states=DONE)
-
-
-def best_so_far(values: list[float]) -> list[float]:
-    """The largest value up to each trial: the curve by which two searches are compared."""
-    return list(accumulate(values, max))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor, nn
 
 
@@ -38,56 +35,3 @@ class SmallCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.dropout(self.features(x)))
-
-
-def whitening_filters(x: Tensor, size: int = 2) -> Tensor:
-    """Filters that make `size` x `size` patches of `x` uncorrelated: `(3 * size**2, 3, size, size)`.
-
-    The eigenvectors of the patches' covariance, each divided by the root of its eigenvalue, the
-    strongest first. `x` is `(images, 3, height, width)`; a few hundred images are enough.
-    """
-    patches = x.unfold(2, size, 1).unfold(3, size, 1)
-    patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * size**2)
-    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-    filters = (vectors / (values + 5e-4).sqrt()).T.flip(0)
-    return filters.reshape(-1, 3, size, size)
-
-
-class FastCNN(nn.Module):
-    """A whitened first layer that is not trained, then three blocks of two convolutions.
-
-    After K. Jordan's airbench (arXiv:2404.00498): whitening lets the rest begin with uncorrelated
-    inputs, pooling comes early, GELU bends. `(batch, 3, 32, 32)` to logits `(batch, 10)`;
-    smaller images go through as well, which makes the first epochs of a training cheap.
-    """
-
-    def __init__(
-        self,
-        sample: Tensor,
-        widths: tuple[int, int, int] = (32, 96, 96),
-        activation: Callable[[], nn.Module] = nn.GELU,
-    ) -> None:
-        super().__init__()
-        filters = whitening_filters(sample)
-        self.whiten = nn.Conv2d(3, 2 * len(filters), 2)
-        self.whiten.weight.data = torch.cat([filters, -filters])
-        self.whiten.weight.requires_grad = False
-        nn.init.zeros_(self.whiten.bias)
-        blocks: list[nn.Module] = [activation()]
-        channels = 2 * len(filters)
-        for width in widths:
-            blocks += [
-                nn.Conv2d(channels, width, 3, padding=1, bias=False),
-                nn.MaxPool2d(2),
-                nn.BatchNorm2d(width),
-                activation(),
-                nn.Conv2d(width, width, 3, padding=1, bias=False),
-                nn.BatchNorm2d(width),
-                activation(),
-            ]
-            channels = width
-        self.blocks = nn.Sequential(*blocks, nn.AdaptiveMaxPool2d(1), nn.Flatten())
-        self.head = nn.Linear(channels, 10, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.whiten(x)))

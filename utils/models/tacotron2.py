@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..mel import SILENCE
-from ..text import SYMBOLS
+from .tts_mel import SILENCE
+from .tts_text import SYMBOLS
 
 TAIL = 4
 """Decoder steps of silence after each sentence: there the stop gate is to be open."""
+
 FRAMES_PER_LETTER, FRAMES_EXTRA = 12, 80
 """The longest speech that a text may give: about twice what slow reading takes."""
+
 ALIGNED = 0.6
 """Diagonality from which an attention is called aligned."""
 

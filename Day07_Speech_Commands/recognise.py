@@ -1,0 +1,50 @@
+"""Ask the recogniser about a recording of your own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils.features import (
+    SAMPLE_RATE,
+    fixed_length,
+    read_audio,
+    to_mono,
+)
+from utils.models.keyword_net import KeywordNet, probabilities
+
+
+def one_second(sound: str | Path | np.ndarray | torch.Tensor, rate: int = SAMPLE_RATE):
+    """A recording as one second `(16000,)`: cut around its loudest half second, or filled with zeros.
+
+    `sound` is a file, or samples at `rate` Hz. Raises AudioError for what is no sound.
+    """
+    wave = read_audio(sound) if isinstance(sound, (str, Path)) else to_mono(sound, rate)
+    if len(wave) > SAMPLE_RATE:
+        half = SAMPLE_RATE // 2
+        energy = torch.nn.functional.avg_pool1d(wave.square()[None], half, 160)[0]
+        centre = int(energy.argmax()) * 160 + half // 2
+        start = min(max(0, centre - half), len(wave) - SAMPLE_RATE)
+        wave = wave[start:]
+    return fixed_length(wave, SAMPLE_RATE)
+
+
+def recognise(
+    model: KeywordNet,
+    classes: list[str],
+    sound: str | Path | np.ndarray | torch.Tensor,
+    rate: int = SAMPLE_RATE,
+    top: int = 3,
+) -> list[tuple[str, float]]:
+    """The `top` words and their probabilities for one recording, the likeliest first.
+
+    It answers with one of the words that it knows, whatever was said.
+    """
+    device = next(model.parameters()).device
+    answer = probabilities(model, one_second(sound, rate)[None].to(device))[0]
+    values, numbers = answer.cpu().topk(min(top, len(classes)))
+    return [
+        (classes[i], float(p)) for p, i in zip(values, numbers.tolist(), strict=True)
+    ]

@@ -1,0 +1,449 @@
+"""Day 9's grid: random against pretrained weights, at three shares of the labels: `python -m tools sweep --day 9`.
+
+No search: eight trainings by one recipe, that are to be compared. Each takes some quarter of an hour of a core.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from utils import days
+from utils.device import pick_device, seed_everything
+from utils.features import SAMPLE_RATE
+from utils.logger import Run, RunLogger, read_table
+from utils.metrics import Interval
+from utils.models.ctc import Errors
+from utils.models.wav2vec2_ctc import (
+    FineTuning,
+    Recogniser,
+    evaluate,
+    fine_tune,
+    load_recogniser,
+    tiny_config,
+)
+from utils.speech import connected_words, corpora
+from utils.speech.augment import joined
+from utils.speech.corpora import Corpus, Sentences, Words
+from utils.training import History, training_card, training_command
+
+from .pretrain import (
+    FULL_WEIGHTS,
+    PRETRAIN_COLUMNS,
+    SMALL_WEIGHTS,
+    allow_tf32,
+    mean_of,
+    save_small,
+    small_config,
+)
+
+COLUMNS = (
+    *PRETRAIN_COLUMNS, "init", "labels", "head_lr", "mask", "lessons", "speakers", "epochs",
+    "val_loss", "val_wer", "val_cer", "val_blanks", "wer", "cer", "accuracy", "substitutions",
+    "deletions", "insertions", "decoder", "val_curve",
+)  # fmt: skip
+
+SHARES = {
+    "random": (1.0, 0.3, 0.1),
+    "pretrained": (1.0, 0.3, 0.1),
+    "pretrained, full": (1.0, 0.1),
+}
+
+CELLS = tuple((init, labels) for init, some in SHARES.items() for labels in some)
+"""What is compared: the weights to begin with (random, or pretrained by the study or the full profile), and the
+share of the training speakers whose labels are used."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way for all cells: `short` epochs of sequences of one or two words, then `long` ones of three to six.
+
+    A batch holds at most `seconds` of sound, padding included. Nothing is frozen, and in the grid nothing dropped:
+    so few steps cannot overfit, and random weights need all gradient that they can get. `mask` is SpecAugment's
+    share of frames, `head_lr` the rate of the letters' layer alone. `different` lessons of a kind are drawn before
+    the first comes again; `speed`, `noisy` and `microphone` vary them (`asr.Variation`), `dropout` is that of the
+    hidden layers.
+    """
+
+    short: int = 5
+    long: int = 3
+    sequences: tuple[int, int] = (1000, 500)
+    seconds: float = 15.0
+    lr: float = 1e-3
+    head_lr: float = 1e-2
+    batch_size: int = 16
+    mask: float = 0.0
+    dropout: float = 0.0
+    different: int = 8
+    speed: float = 0.0
+    noisy: float = 0.0
+    microphone: float = 0.0
+
+    @property
+    def epochs(self) -> list[tuple[int, tuple[int, int]]]:
+        """What `asr.curriculum` wants."""
+        first, second = self.sequences
+        return [(first, (1, 2))] * self.short + [(second, (3, 6))] * self.long
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes two trainings by two recipes two rows."""
+        (first, second), (short, long) = self.sequences, (self.short, self.long)
+        lessons = f"{short}x{first} short, {long}x{second} long"
+        if self.different < max(short, long):
+            lessons += f", {self.different} different"
+        varied = {
+            k: getattr(self, k) for k in ("speed", "noisy", "microphone", "dropout")
+        }
+        lessons += "".join(f", {k} {v:g}" for k, v in varied.items() if v)
+        return {
+            "lr": self.lr, "head_lr": self.head_lr, "batch_size": self.batch_size, "mask": self.mask,
+            "lessons": lessons,
+        }  # fmt: skip
+
+    def lessons(self, words: Words, labels: float, first: int = 100) -> list[Sentences]:
+        """What each epoch is taught, from the clips of the share `labels` of the training speakers."""
+        varied = None
+        if self.speed or self.noisy or self.microphone:
+            noise = joined(words.train_noise).cpu()
+            varied = connected_words.Variation(self.speed, self.noisy, noise, self.microphone)
+        return connected_words.curriculum(words, self.epochs, labels, self.different, varied, first)
+
+    @property
+    def settings(self) -> FineTuning:
+        return FineTuning(
+            epochs=self.short + self.long, batch_size=self.batch_size, lr=self.head_lr,
+            encoder_lr=self.lr, frozen=False, mixed=True,
+            most=round(self.seconds * SAMPLE_RATE),
+        )  # fmt: skip
+
+
+RECIPE = {
+    "quick": Recipe(short=1, long=1, sequences=(24, 12), batch_size=8),
+    "study": Recipe(),
+    "full": Recipe(short=10, long=30, sequences=(6000, 3000), seconds=120.0, batch_size=64),
+}  # fmt: skip
+
+
+LONG = {
+    "quick": Recipe(
+        short=1, long=2, sequences=(24, 12), batch_size=8, speed=0.15, noisy=0.3,
+    ),
+    "study": Recipe(
+        short=18, long=30, dropout=0.1, different=100, speed=0.15, noisy=0.3
+    ),
+    "full": Recipe(
+        short=6, long=24, sequences=(4000, 4000), seconds=240.0, batch_size=64,
+        dropout=0.1, different=20, speed=0.15, noisy=0.3, microphone=1.0,
+    ),
+}  # fmt: skip
+"""The recogniser that Day 9 ships: the pretrained weights, all labels, and many more or larger batches.
+
+Without variation (16 and 24 lessons, eight of each kind different, no dropout) it learned them by heart: training
+loss 0.05, on validation 0.51 and rising, WER 16 %. No masks in study: at least two spans of 200 ms are a quarter
+of a short sequence, and learning began late."""
+
+ON = {
+    "quick": Recipe(
+        short=0, long=2, sequences=(0, 12), batch_size=8, speed=0.2, noisy=0.5, microphone=1.5,
+    ),
+    "study": Recipe(
+        short=0, long=14, sequences=(0, 1000), seconds=30.0, lr=3e-4, head_lr=3e-3,
+        dropout=0.1, different=100, speed=0.2, noisy=0.5, microphone=1.5,
+    ),
+}  # fmt: skip
+"""How the recogniser that LONG's full profile left goes on, on one CPU core for three quarters of an hour: at a
+third of the rates, on new rows, varied more. Four in ten errors on validation were those of one voice, which has
+little power around 1 and 3 kHz, so the rows sound through microphones of less even responses (`microphone`)."""
+
+ON["full"] = ON["study"]
+AGAIN = {k: replace(recipe, lr=1e-4, head_lr=1e-3) for k, recipe in ON.items()}
+"""How it goes on again: from the mean of the weights that ON left, at a third of its rates."""
+
+SENTENCES = {
+    "quick": Recipe(short=1, long=1, batch_size=4),
+    "study": Recipe(short=8, long=16, seconds=30.0, mask=0.1, dropout=0.1),
+    "full": Recipe(short=8, long=40, seconds=120.0, batch_size=32, mask=0.1, dropout=0.1),
+}  # fmt: skip
+"""Whole sentences of LibriSpeech: `short` epochs of the shortest quarter of them, then `long` ones of all; the
+convolutions stay as pretraining left them."""
+
+FIRST, SECOND = (0, 1), (2, 3)
+"""It goes on twice by ON (these seeds), twice by AGAIN, always over different rows; the mean of two networks'
+weights is kept each time (Wortsman et al., 2022, arXiv:2203.05482)."""
+
+
+def build(
+    profile: str, init: str, seed: int = 0, mask: float = 0.0, dropout: float = 0.0
+) -> Recogniser:
+    """A recogniser to train: `random`, `pretrained` (by the study profile, on a CPU), `pretrained, full` (on a
+    GPU), `connected words` (what `train_words` left) or `connected words, mean` (of what `go_on` left by ON); in
+    quick all are tiny and random."""
+    seed_everything(seed)
+    weights: dict[str, list[Any]] = {
+        "random": [small_config()], "pretrained": [SMALL_WEIGHTS], "pretrained, full": [FULL_WEIGHTS],
+        "connected words": [recogniser_path(profile)],
+        "connected words, mean": [recogniser_path(profile, on) for on in FIRST],
+    }  # fmt: skip
+    sources = [tiny_config()] if profile == "quick" else weights[init]
+    changes = {
+        "hidden_dropout": dropout, "final_dropout": dropout, "mask_time_prob": mask
+    }  # fmt: skip
+    return mean_of([load_recogniser(source, **changes) for source in sources])
+
+
+def train(
+    profile: str,
+    init: str,
+    labels: float,
+    words: Words,
+    corpus: Corpus,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    first: int = 100,
+    **how: Any,
+) -> tuple[Recogniser, History]:
+    """One training, by default by the grid's recipe; `how` goes to `fine_tune`. The recogniser and its history.
+
+    `first` is the seed of its first lesson.
+    """
+    recipe = recipe or RECIPE[profile]
+    recogniser = build(profile, init, seed, recipe.mask, recipe.dropout)
+    lessons = recipe.lessons(words, labels, first)
+    history = fine_tune(
+        recogniser, lessons, corpus.validation, recipe.settings, seed=seed, **how
+    )
+    return recogniser, history
+
+
+def configuration(
+    profile: str, task: str, init: str, labels: float, recipe: Recipe
+) -> dict[str, Any]:
+    """What stands in a training's row before it begins."""
+    return {
+        "model": "wav2vec2-small" if profile != "quick" else "wav2vec2-tiny",
+        "task": task, "init": init, "labels": labels, **recipe.identity,
+    }  # fmt: skip
+
+
+def results(
+    recogniser: Recogniser, history: History, speakers: Iterable[str]
+) -> dict[str, Any]:
+    """What stands in its row afterwards, the test left out."""
+    end = history.epochs[-1]
+    return {
+        "speakers": len(set(speakers)),
+        "epochs": end["epoch"], "steps": len(history.steps["loss"]), "final_loss": end["train_loss"],
+        "grad_norm": end["grad_norm"], "n_params": sum(p.numel() for p in recogniser.parameters()),
+        "val_curve": " ".join(f"{v:.4f}" for v in history.column("val_wer")),
+        **{k: end[k] for k in ("val_loss", "val_wer", "val_cer", "val_blanks")},
+    }  # fmt: skip
+
+
+def keep(
+    path: Path, log: RunLogger, recogniser: Recogniser, history: History, recipe: Recipe,
+    init: str, seed: int, heard: str = "spoken words in a row",
+) -> None:  # fmt: skip
+    """Write a recogniser with its card."""
+    card = training_card(
+        log, history, recipe, seed, data=log.dataset,
+        metric={"val_wer": history.epochs[-1]["val_wer"]},
+        what=f"wav2vec 2.0, {init} weights, fine-tuned with CTC on {heard}",
+    )  # fmt: skip
+    save_small(path, recogniser, card)
+
+
+def material(profile: str) -> tuple[Words, Corpus, RunLogger]:
+    """The words, their sequences, and the day's table."""
+    words = corpora.speech_commands("quick" if profile == "quick" else "study")
+    corpus = connected_words.connected_words(profile, words=words)
+    return words, corpus, RunLogger(9, profile, corpus.name, pick_device(), COLUMNS)
+
+
+def test(recogniser: Recogniser, corpus: Corpus, run: Run) -> None:
+    """Word errors on the committed test sequences, by greedy decoding, into the row."""
+    found = evaluate(recogniser, corpus.test).errors
+    run.result(
+        wer=found.wer, cer=found.cer, accuracy=found.word_accuracy, decoder="greedy",
+        substitutions=found.substitutions, deletions=found.deletions, insertions=found.insertions,
+    )  # fmt: skip
+
+
+def shipped(profile: str, init: str) -> Path:
+    """Where the recogniser of a cell with all labels is kept, with its card."""
+    return _checkpoint(profile, f"_{init.replace(', ', '_')}")
+
+
+def cell(
+    log: RunLogger, profile: str, init: str, labels: float, words: Words, corpus: Corpus, seed: int = 0
+) -> None:  # fmt: skip
+    """Train one cell, test it once, leave its row, and of all labels also its weights."""
+    recipe = RECIPE[profile]
+    chosen = configuration(profile, "connected words", init, labels, recipe)
+    role = "baseline" if init == "random" else "sweep"  # the headline is LONG's
+    run = log.run(role=role, seed=seed, **chosen)
+    if any(
+        row["run"] == run.id and row["role"] == role for row in read_table(log.path)
+    ):
+        return  # trained before
+    with run:
+        recogniser, history = train(
+            profile, init, labels, words, corpus, seed, run=run, bar=False
+        )
+        heard = connected_words.share_of_speakers(words.train, labels).speakers
+        run.result(**results(recogniser, history, heard))
+        test(recogniser, corpus, run)
+        if labels == 1.0:
+            keep(shipped(profile, init), log, recogniser, history, recipe, init, seed)
+
+
+def recogniser_path(profile: str, on: int | None = None) -> Path:
+    """Where `train_words` leaves its recogniser, and `go_on` that of the seed `on`."""
+    return _checkpoint(profile, "" if on is None else f"_on_{on}")
+
+
+def _checkpoint(profile: str, suffix: str) -> Path:
+    name = f"connected_words{suffix}.safetensors"
+    return days.get(9).output(profile) / "checkpoints" / name
+
+
+def run_worker(profile: str, trials: int | None = None) -> None:
+    """One worker: trains the cells that nobody has trained or is training; `trials` bounds how many."""
+    words, corpus, log = material(profile)
+    locks = days.runs(profile, log.day.name, "cells")
+    locks.mkdir(parents=True, exist_ok=True)
+    run_cell = partial(cell, log, profile, words=words, corpus=corpus)
+    for init, labels in CELLS[:trials]:
+        lock = FileLock(locks / f"{init}_{labels}.lock")
+        try:
+            with lock.acquire(blocking=False):
+                print(f"{init} weights, {labels:.0%} of the labels", flush=True)
+                run_cell(init=init, labels=labels)
+        except Timeout:
+            continue  # another worker has it
+
+
+def train_words(profile: str, path: Path, seed: int = 0) -> History:
+    """Fine-tune the pretrained weights on connected words by the long recipe, and write them to `path`.
+
+    What `python -m Day09_Wav2Vec2.finetune words` does: hours of a CPU core, to be stopped and resumed.
+    The row has the validation alone; the notebook tests the recogniser once.
+    """
+    init = "pretrained, full" if profile == "full" else "pretrained"
+    return _train_and_keep(
+        profile, path, "connected words, shipped", init, LONG[profile], seed
+    )
+
+
+def go_on(profile: str, path: Path, seed: int = 0) -> History:
+    """Go on from what `train_words` left (seeds FIRST) or from the mean of what came of that (seeds SECOND), and
+    write the weights to `path`.
+
+    What `python -m Day09_Wav2Vec2.finetune words-on` does: three quarters of an hour of a CPU core a seed,
+    to be stopped and resumed. No seed hears another's rows. Raises ValueError for a seed of neither.
+    """
+    if seed in FIRST:
+        init, recipe = "connected words", ON[profile]
+    elif seed in SECOND:
+        init, recipe = "connected words, mean", AGAIN[profile]
+    else:
+        raise ValueError(f"words-on has the seeds {FIRST + SECOND}, not {seed}.")
+    return _train_and_keep(
+        profile, path, "connected words, gone on", init, recipe, seed, first=1000 * (1 + seed)
+    )  # fmt: skip
+
+
+def _train_and_keep(
+    profile: str, path: Path, task: str, init: str, recipe: Recipe, seed: int, **how: Any
+) -> History:  # fmt: skip
+    """Train with all labels, leave a row and the weights."""
+    words, corpus, log = material(profile)
+    allow_tf32(log.device)
+    chosen = configuration(profile, task, init, 1.0, recipe)
+    with log.run(role="sweep", seed=seed, **chosen) as run:
+        recogniser, history = train(
+            profile, init, 1.0, words, corpus, seed, recipe, run=run, **how
+        )
+        run.result(**results(recogniser, history, words.train.speakers))
+    keep(path, log, recogniser, history, recipe, init, seed)
+    return history
+
+
+def record_tested(
+    log: RunLogger, key: dict[str, Any], card: dict[str, Any], found: Errors, interval: Interval
+) -> None:  # fmt: skip
+    """The row of a kept recogniser: of its training what its `card` and the training's own row say, of its test
+    the errors `found` by greedy decoding, with the `interval` of their rate."""
+    same = [r for r in read_table(log.path) if r["lessons"] == key["lessons"]]
+    before = next((r for r in same if r["val_curve"]), {})
+    left = ("steps", "speakers", "n_params", "val_curve")
+    end = card["curve"][-1]
+    with log.run(seed=card["seed"], **key) as run:
+        run.earlier_seconds = card["seconds"]
+        machine = card["machine"].split(" · ")[0]
+        run.note = f"trained on {machine} at {card['commit']}"
+        run.result(**{k: before.get(k, "") for k in left}, epochs=len(card["curve"]))
+        run.result(final_loss=end["train_loss"], grad_norm=end["grad_norm"])
+        validated = ("val_loss", "val_wer", "val_cer", "val_blanks")
+        run.result(**{k: end[k] for k in validated})
+        run.result(
+            wer=found.wer, cer=found.cer, accuracy=found.word_accuracy, decoder="greedy",
+            wer_low=interval.low, wer_high=interval.high,
+        )  # fmt: skip
+
+
+def sentences_path(profile: str) -> Path:
+    """Where `train_sentences` leaves its recogniser."""
+    return days.get(9).output(profile) / "checkpoints" / "sentences.safetensors"
+
+
+def train_sentences(profile: str, path: Path, seed: int = 0) -> History:
+    """Fine-tune the pretrained weights on whole sentences (LibriSpeech) by SENTENCES, and write them to `path`.
+
+    What `python -m Day09_Wav2Vec2.finetune sentences` does: an hour or two of a CPU, to be stopped and
+    resumed. The row has the validation alone; the notebook tests the recogniser once.
+    """
+    corpus, recipe, init = (
+        corpora.librispeech(profile), SENTENCES[profile], "pretrained, full"
+    )  # fmt: skip
+    log = RunLogger(9, profile, corpus.test_name, pick_device(), COLUMNS)
+    allow_tf32(log.device)
+    train = corpus.train if profile != "quick" else corpus.train.take(range(8))
+    shortest = train.take(np.argsort(train.lengths)[: len(train) // 4].tolist())
+    settings = replace(recipe.settings, frozen=True)
+    with log.run(role="sweep", seed=seed, **sentences_row(profile)) as run:
+        recogniser = build(profile, init, seed, recipe.mask, recipe.dropout)
+        lessons = [shortest] * recipe.short + [train] * recipe.long
+        history = fine_tune(
+            recogniser, lessons, corpus.validation, settings, seed=seed, run=run
+        )
+        run.result(**results(recogniser, history, train.speakers))
+    keep(path, log, recogniser, history, recipe, init, seed, "whole sentences")
+    return history
+
+
+def sentences_row(profile: str) -> dict[str, Any]:
+    """What stands in the row of `train_sentences` before it begins."""
+    recipe = SENTENCES[profile]
+    row = configuration(profile, "sentences", "pretrained, full", 1.0, recipe)
+    lessons = f"{recipe.short}x the shortest quarter, {recipe.long}x all"
+    return row | {"lessons": lessons, "frozen": True}
+
+
+if __name__ == "__main__":
+    sys.exit(
+        training_command(
+            {
+                "words": (lambda profile, seed: recogniser_path(profile), train_words),
+                "words-on": (recogniser_path, go_on),
+                "sentences": (lambda profile, seed: sentences_path(profile), train_sentences),
+            }
+        )
+    )

@@ -1,0 +1,377 @@
+"""Pretraining a small wav2vec 2.0 on sound alone (Baevski et al., 2020, arXiv:2006.11477)."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import (
+    Wav2Vec2Config,
+    Wav2Vec2ForPreTraining,
+)
+
+from utils import days
+from utils.device import autocast, pick_device, seed_everything
+from utils.features import SAMPLE_RATE, as_float
+from utils.logger import Run, progress
+from utils.models import ctc
+from utils.models.ctc import (
+    Vocabulary,
+)
+from utils.models.wav2vec2_ctc import (
+    Recogniser,
+    _changed,
+    _config,
+    _read_card,
+    frames_of,
+    schedule_factor,
+    tiny_config,
+)
+from utils.speech import corpora
+from utils.training import (
+    Diverged,
+    History,
+    load_weights,
+    numbered,
+    resume,
+    save_checkpoint,
+    save_weights,
+    training_card,
+    training_command,
+)
+
+
+def allow_tf32(device: torch.device) -> None:
+    """Let a GPU multiply float32 matrices in TF32: float32's range, ten bits of fraction, several times as fast.
+
+    Between float32 and bfloat16, for networks whose gradients bfloat16 turns. Elsewhere nothing changes.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+SMALL_WEIGHTS = days.get(9).folder / "checkpoints" / "wav2vec2_small.safetensors"
+FULL_WEIGHTS = SMALL_WEIGHTS.with_name("wav2vec2_small_full.safetensors")
+"""This repository's own pretrained weights, made by `python -m Day09_Wav2Vec2.pretrain` on a CPU, and by the same
+network's full profile on a GPU."""
+
+# --- the network ------------------------------------------------------------------------------------
+
+
+def small_config(
+    vocabulary: Vocabulary | None = None, **changes: Any
+) -> Wav2Vec2Config:
+    """3.1 million weights: 7 convolutions (a frame each 20 ms), 6 layers of 192. A CPU core pretrains it in hours.
+
+    Layer norm in the convolutions and before each block, as in wav2vec2-large-lv60, since it trains
+    stably and padding does not touch it. Few channels where frames are many, 30 distractors for 100, and
+    no dropout inside the blocks: each saves a CPU time. `changes` override any field of `Wav2Vec2Config`.
+    """
+    size: dict[str, Any] = {
+        "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 4,
+        "intermediate_size": 768, "conv_dim": (64, 64, 96, 128, 128, 128, 128),
+        "num_conv_pos_embeddings": 64, "num_codevectors_per_group": 64, "codevector_dim": 128,
+        "proj_codevector_dim": 128, "num_negatives": 30, "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+    }  # fmt: skip
+    return _config(vocabulary, size | changes)
+
+
+def receptive_field(config: Wav2Vec2Config) -> tuple[int, int]:
+    """Samples that one frame sees, and samples from one frame to the next: 400 and 320 in wav2vec2-base."""
+    field_, hop = 1, 1
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        field_, hop = field_ + (kernel - 1) * hop, hop * stride
+    return field_, hop
+
+
+def mean_of(recognisers: Sequence[Recogniser]) -> Recogniser:
+    """A recogniser whose weights are the mean of theirs, which have one layout and vocabulary.
+
+    Worth something where their trainings began at the same weights: then they lie in one basin of the loss
+    (Wortsman et al., 2022, arXiv:2203.05482).
+    """
+    states = [r.state_dict() for r in recognisers]
+    together = copy.deepcopy(recognisers[0])
+    together.load_state_dict(
+        {k: torch.stack([s[k] for s in states]).mean(0) for k in states[0]}
+    )
+    return together
+
+
+def save_small(
+    path: Path,
+    model: Recogniser | Wav2Vec2ForPreTraining,
+    card: Mapping[str, Any],
+    half: bool = True,
+) -> int:
+    """Write weights in float16 and their card with the configuration; returns the bytes.
+
+    Of a Recogniser also its head and vocabulary, of a pretrained model also the quantiser.
+    """
+    network = model.model if isinstance(model, Recogniser) else model
+    whole = {**card, "config": network.config.to_diff_dict()}
+    if isinstance(model, Recogniser):
+        whole["symbols"] = model.vocabulary.symbols
+    return save_weights(path, network, whole, half)
+
+
+def load_pretraining(path: Path) -> tuple[Wav2Vec2ForPreTraining, dict[str, Any]]:
+    """The pretrained network with its quantiser, in evaluation mode, and its card."""
+    model = Wav2Vec2ForPreTraining(_changed(_read_card(path)["config"], {}))
+    card = load_weights(path, model)
+    return model.eval(), card
+
+
+# --- pretraining --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """How a network is pretrained: `batch_size` crops of `crop` s a step, logged and saved each `every` steps.
+
+    `mask_prob` 0.65 in spans of 10 frames hides about half of them. The Gumbel temperature falls from 2
+    to 0.5 over the first 70 % of the steps.
+    """
+
+    steps: int = 7600
+    batch_size: int = 8
+    crop: float = 2.0
+    lr: float = 7e-4
+    mask_prob: float = 0.65
+    mask_length: int = 10
+    weight_decay: float = 0.01
+    clip: float = 5.0
+    every: int = 100
+    mixed: bool = False
+
+
+PRETRAINING = {
+    "quick": Pretraining(steps=20, batch_size=4, crop=1.0, every=10),
+    "study": Pretraining(),
+    "full": Pretraining(steps=7500, batch_size=64, crop=4.0),
+}
+"""quick rehearses on `tiny_config`; study is for a CPU in the background or a small GPU; full is for one GPU."""
+
+
+def pretraining_sound(profile: str) -> tuple[Tensor, dict[str, float]]:
+    """All speech to pretrain on, one after another: int16 `(samples,)` at 16 kHz, and the hours of each set.
+
+    The training parts alone: no speaker of a validation or test part is heard. Neighbours are of one
+    speaker, so a crop over the seam of two clips sounds like one recording. The words come twice: they
+    are fewer hours but hundreds of voices, and the ones that Day 9 learns to write.
+    """
+    corpus = corpora.librispeech(profile)
+    # full, too: the sets' own training list holds speakers of the committed test list
+    words = corpora.speech_commands("quick" if profile == "quick" else "study")
+    order = np.argsort(np.array(words.train.speakers), kind="stable")
+    parts = {
+        corpus.name: corpus.train.joined(),
+        words.name: words.train.x[torch.from_numpy(order)].flatten(),
+    }
+    hours = {name: round(len(x) / SAMPLE_RATE / 3600, 2) for name, x in parts.items()}
+    return torch.cat([*parts.values(), parts[words.name]]), hours
+
+
+def draw_masks(
+    batch_size: int,
+    frames: int,
+    config: Wav2Vec2Config,
+    settings: Pretraining,
+    device: torch.device | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Which frames are hidden, `(batch, frames)`, and which others of the same crop each is told apart from.
+
+    `mask_prob * frames / mask_length` spans a crop (rounded up or down at random, at least 2) begin at
+    different frames and may overlap. The second is `(batch, frames, negatives)`: numbers into all frames of
+    the batch, drawn among the hidden ones, never the frame itself. With torch's random numbers, on `device`:
+    during the library's own way, a loop over the crops in NumPy, a GPU would wait.
+    """
+    length = settings.mask_length
+    spans = max(2, int(settings.mask_prob * frames / length + torch.rand(()).item()))
+    chance = torch.rand(batch_size, frames - length + 1, device=device)
+    starts = chance.argsort(1)[:, :spans, None]
+    places = (starts + torch.arange(length, device=device)).flatten(1)
+    mask = torch.zeros(batch_size, frames, dtype=torch.bool, device=device)
+    mask.scatter_(1, places, True)
+    hidden_first = (~mask).byte().argsort(dim=1, stable=True)
+    others = mask.sum(1)[:, None, None] - 1
+    drawn = torch.rand(batch_size, frames, config.num_negatives, device=device)
+    drawn = torch.minimum((drawn * others).long(), others - 1)
+    drawn += drawn >= mask.cumsum(1)[..., None] - 1  # leave itself out
+    negatives = hidden_first.gather(1, drawn.flatten(1)).view_as(drawn)
+    first = frames * torch.arange(batch_size, device=device)
+    return mask, negatives + first[:, None, None]
+
+
+def pretrain(
+    model: Wav2Vec2ForPreTraining,
+    sound: Tensor,
+    settings: Pretraining,
+    *,
+    seed: int = 0,
+    run: Run | None = None,
+    checkpoint: Path | None = None,
+    stop: Callable[[Mapping[str, Any]], bool] | None = None,
+    label: str = "pretraining",
+    bar: bool = True,
+) -> History:
+    """Learn from sound alone: tell each hidden frame's code from those of other hidden frames.
+
+    `sound` is int16 `(samples,)`, wholly on the model's device; crops are cut there. Loss per hidden
+    frame: contrastive (-log softmax of cosine similarities over the true code and `num_negatives` others,
+    temperature 0.1) plus 0.1 times diversity (1 - perplexity / codes). The history has one entry for
+    `settings.every` steps: `loss`, `contrastive`, `diversity`, `perplexity` (codes in use, at most 128
+    in `small_config`), `grad_norm`. After each the state is saved, and a killed training goes on there;
+    `stop` sees it, and ends the training by saying True.
+
+    Raises ValueError when a crop is longer than the sound, Diverged for a loss that is not finite.
+    """
+    device, config = model.device, model.config
+    length = round(settings.crop * SAMPLE_RATE)
+    if len(sound) < length:
+        raise ValueError(f"{len(sound)} samples of sound are less than one crop")
+    frames = frames_of(length, config)
+    checkpoint = checkpoint or (run.checkpoint if run else None)
+    keep = run is not None and run.keeps_checkpoint
+    optimizer = torch.optim.AdamW(
+        model.parameters(), settings.lr, (0.9, 0.98), weight_decay=settings.weight_decay
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: schedule_factor("linear", step, settings.steps)
+    )
+    history, start = History(), 0
+    if checkpoint and checkpoint.exists():
+        history, start = resume(checkpoint, model, optimizer, scheduler, run)
+    model.train()
+    inside = torch.arange(length, device=device)
+    all_samples = torch.full((settings.batch_size,), length, device=device)
+    periods = -(-settings.steps // settings.every)
+    with progress(settings.steps, label, start * settings.every, bar) as shown:
+        for period in range(start, periods):
+            seed_everything(seed * 100_003 + period)
+            first = period * settings.every
+            last = min(first + settings.every, settings.steps)
+            curves: dict[str, list[Tensor]] = {}
+            began = time.perf_counter()
+            for step in range(first, last):
+                mask, negatives = draw_masks(
+                    settings.batch_size, frames, config, settings, device
+                )
+                at = torch.randint(0, len(sound) - length + 1, (settings.batch_size, 1))
+                crops = as_float(sound[at.to(device) + inside])
+                share = min(1.0, step / (0.7 * settings.steps))
+                model.set_gumbel_temperature(2.0 * 0.25**share)
+                with autocast(device, settings.mixed):
+                    out = model(
+                        ctc.normalise_waves(crops, all_samples),
+                        mask_time_indices=mask, sampled_negative_indices=negatives,
+                    )  # fmt: skip
+                hidden = mask.sum()
+                loss = out.loss / hidden
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+                optimizer.step()
+                scheduler.step()
+                step_numbers = {
+                    "loss": loss, "contrastive": out.contrastive_loss / hidden,
+                    "diversity": out.diversity_loss / hidden,
+                    "perplexity": out.codevector_perplexity, "grad_norm": norm,
+                }  # fmt: skip
+                for name, value in step_numbers.items():
+                    curves.setdefault(name, []).append(value.detach().float())
+                shown.update()
+            numbers = {k: torch.stack(v).cpu() for k, v in curves.items()}
+            seconds = time.perf_counter() - began
+            for name, values in numbers.items():
+                history.steps.setdefault(name, []).extend(values.tolist())
+            if run:
+                run.steps(first, {k: v.tolist() for k, v in numbers.items()})
+            if not torch.isfinite(numbers["loss"]).all():
+                raise Diverged(f"the loss is not finite near step {last}: a lower lr?")
+            entry = {"epoch": period + 1, "step": last}
+            entry |= {k: v.mean().item() for k, v in numbers.items()}
+            entry |= {"lr": scheduler.get_last_lr()[0], "seconds": round(seconds, 3)}
+            history.epochs.append(entry)
+            if run:
+                run.epoch(**numbered(entry))
+            if checkpoint:
+                save_checkpoint(checkpoint, model, optimizer, scheduler, history)
+            if stop and stop(entry):
+                break
+            shown.set_postfix_str(
+                f"loss {entry['loss']:.3f}, perplexity {entry['perplexity']:.0f}"
+            )
+    if checkpoint and not keep:
+        checkpoint.unlink(missing_ok=True)
+    model.eval()
+    return history
+
+
+@torch.no_grad()
+def code_numbers(model: Wav2Vec2ForPreTraining, waves: Tensor) -> Tensor:
+    """The quantiser's choice for each frame of normalised waves `(batch, time)`: `(batch, frames, groups)`."""
+    features = model.wav2vec2.feature_extractor(waves).transpose(1, 2)
+    _, normed = model.wav2vec2.feature_projection(features)
+    scores = model.quantizer.weight_proj(normed)
+    return scores.unflatten(-1, (model.quantizer.num_groups, -1)).argmax(-1)
+
+
+PRETRAIN_COLUMNS = (
+    "model", "task", "n_params", "steps", "batch_size", "crop", "lr", "final_loss",
+    "contrastive", "perplexity", "grad_norm",
+)  # fmt: skip
+
+
+def weights_path(profile: str, seed: int = 0) -> Path:
+    """Where the pretrained weights of a profile are kept."""
+    name = FULL_WEIGHTS.name if profile == "full" else SMALL_WEIGHTS.name
+    return days.get(9).output(profile) / "checkpoints" / name
+
+
+def pretrain_small(profile: str, path: Path, seed: int = 0, steps: int | None = None) -> History:
+    """Pretrain the small network on the speech at hand and write it to `path`; returns the history.
+
+    What `python -m Day09_Wav2Vec2.pretrain` does. The run is a row of Day 9's table; the card has data, settings,
+    device and the curve.
+    """
+    from utils.logger import RunLogger
+
+    settings = PRETRAINING[profile]
+    if steps:
+        settings = replace(settings, steps=steps)
+    sound, hours = pretraining_sound(profile)
+    device = pick_device()
+    allow_tf32(device)
+    seed_everything(seed)
+    config = tiny_config() if profile == "quick" else small_config()
+    model = Wav2Vec2ForPreTraining(config).to(device)
+    size = sum(p.numel() for p in model.parameters())
+    log = RunLogger(9, profile, "+".join(hours), device, PRETRAIN_COLUMNS)
+    chosen = {k: getattr(settings, k) for k in ("steps", "batch_size", "crop", "lr")}
+    with log.run(
+        role="sweep", seed=seed, model=path.stem, task="pretraining", **chosen
+    ) as run:
+        history = pretrain(model, sound.to(device), settings, seed=seed, run=run)
+        end = history.epochs[-1]
+        run.result(n_params=size, final_loss=end["loss"], grad_norm=end["grad_norm"])
+        run.result(contrastive=end["contrastive"], perplexity=end["perplexity"])
+    card = training_card(
+        log, history, settings, seed, model=path.stem, n_params=size, hours=hours,
+        what="wav2vec 2.0 pretrained without labels",
+        **{"never heard": "speakers of validation and test"},
+    )  # fmt: skip
+    save_small(path, model, card)
+    return history
+
+
+if __name__ == "__main__":
+    sys.exit(training_command({"": (weights_path, pretrain_small)}))

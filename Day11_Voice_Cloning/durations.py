@@ -1,0 +1,143 @@
+"""When each letter is spoken, and how: durations from the attention of a Tacotron 2, pitch and level from sound.
+
+What `models.parallel` is trained on, beside the mels of `tts.prepare`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torchaudio
+from torch import Tensor
+from torch.nn import functional as F
+
+from utils.features import as_float
+from utils.models.fastspeech import spread
+from utils.models.tacotron2 import Tacotron2, length_mask, speech_steps
+from utils.models.tts import Utterances, repeatable
+from utils.models.tts_mel import MelSettings, trim_silence
+
+from .fastspeech_training import TimedBatch
+
+PITCH = math.log(160.0), 0.2
+"""Middle and spread of log pitch (Hz), fixed so that every set of speakers has the same scale."""
+
+PITCH_RANGE = 60, 400
+"""Lowest and highest pitch looked for, in Hz. A narrower range for one voice has fewer octaves to mistake."""
+
+VOICED = 0.3
+"""A frame is voiced when its lower mels (100 to 1000 Hz) are loud, and by so much louder than its upper ones."""
+
+
+@dataclass
+class TimedUtterances(Utterances):
+    """Sentences whose letters are timed: durations in frames `(n, letters)`, prosody `(n, letters, 3)`."""
+
+    durations: Tensor | None = None
+    prosody: Tensor | None = None
+
+    def batch(
+        self, index: Tensor | Sequence[int], r: int = 1, frames: int = 0, letters: int = 0
+    ) -> TimedBatch:  # fmt: skip
+        """Some sentences, padded as `Utterances.batch` does it."""
+        index = torch.as_tensor(index, device=self.text.device)
+        batch = super().batch(index, r, frames, letters)
+        letters = batch.text.shape[1]
+        return TimedBatch(*batch, self.durations[index, :letters], self.prosody[index, :letters])  # fmt: skip
+
+
+@torch.no_grad()
+def letter_durations(teacher: Tacotron2, sentences: Utterances, batch_size: int = 32) -> Tensor:  # fmt: skip
+    """How many frames each letter lasts, `(n, letters)`: the teacher-forced attention on it, summed over time.
+
+    A letter may have part of a frame; together they have the sentence's frames. (Ren et al. count the steps at
+    which a letter has most of the attention; a sum needs no whole numbers and gives short letters their share.)
+    """
+    r, device = teacher.config.r, next(teacher.parameters()).device
+    durations = torch.zeros(sentences.text.shape, device=sentences.text.device)
+    teacher.eval()
+    with repeatable(device):  # the pre-net's dropout
+        for index in sentences.mel_lengths.argsort().split(batch_size):
+            batch = sentences.batch(index, r)
+            attention = teacher(*batch[:5]).alignment
+            steps = length_mask(speech_steps(batch.mel_lengths, r), attention.shape[1])
+            sums = (attention * steps[..., None]).sum(1)
+            sums = sums * (batch.mel_lengths / sums.sum(1))[:, None]
+            durations[index, : sums.shape[1]] = sums
+    return durations
+
+
+def frame_pitch(
+    wave: Tensor, settings: MelSettings, frames: int, between: tuple[int, int] = PITCH_RANGE
+) -> Tensor:  # fmt: skip
+    """Pitch in Hz of each mel frame of a wave `(time,)`, smoothed over nine frames: `(frames,)`.
+
+    Looked for `between` two frequencies, by torchaudio's normalised cross-correlation, which gives some number
+    where nothing is voiced, too.
+    """
+    pitch = torchaudio.functional.detect_pitch_frequency(
+        wave[None], settings.sample_rate, settings.hop / settings.sample_rate, 9, *between
+    )[0]  # fmt: skip
+    if not len(pitch):
+        return torch.full((frames,), float(between[0]))
+    return F.pad(pitch[None], (0, max(0, frames - len(pitch))), mode="replicate")[0, :frames]  # fmt: skip
+
+
+def voiced_frames(mel: Tensor) -> Tensor:
+    """1.0 where a frame of a normalised mel `(batch, n_mels, frames)` is voiced, else 0.0: `(batch, frames)`.
+
+    By its spectrum alone: loud below, quieter above.
+    """
+    n = mel.shape[1]
+    low, high = mel[:, n // 40 : 3 * n // 10].mean(1), mel[:, 5 * n // 8 :].mean(1)
+    return ((low > 0) & (low - high > VOICED)).float()
+
+
+def letter_prosody(mel: Tensor, mel_lengths: Tensor, pitch: Tensor, durations: Tensor) -> Tensor:  # fmt: skip
+    """Means over each letter's frames, `(n, letters, 3)`, by name in `PROSODY`: log pitch over its voiced frames
+    (0 is `PITCH`'s middle, 1 its spread; 0 where less than `VOICED` of it is voiced), share of voiced frames, mean
+    of the normalised mel.
+
+    `mel` `(n, n_mels, frames)`, `pitch` `(n, frames)` in Hz, `durations` `(n, letters)` in frames.
+    """
+    frames = mel.shape[2]
+    weights, _, _ = spread(durations, frames)
+    weights = weights * length_mask(mel_lengths, frames)[..., None]
+    voiced = voiced_frames(mel)
+
+    def mean(x: Tensor, counts: Tensor) -> Tensor:
+        whole = torch.einsum("nfl,nf->nl", weights, counts)
+        return torch.einsum("nfl,nf->nl", weights, counts * x) / whole.clamp(min=1e-3)
+
+    share = mean(voiced, torch.ones_like(voiced))
+    middle, scale = PITCH
+    height = (mean(pitch.clamp(min=PITCH_RANGE[0]).log(), voiced) - middle) / scale
+    height = torch.where(share > VOICED, height, 0.0).clamp(-4, 4)
+    level = mean(mel.mean(1), torch.ones_like(voiced))
+    return torch.stack([height, share, level], 2)
+
+
+def timed(
+    sentences: Utterances, waves: Sequence[Tensor | np.ndarray], teacher: Tacotron2, settings: MelSettings,
+    between: tuple[int, int] = PITCH_RANGE,
+) -> TimedUtterances:  # fmt: skip
+    """Sentences with the times of their letters. `waves` `(time,)` each are those that were given to
+    `prepare`; pitch is looked for `between` two frequencies (Hz)."""
+    durations = letter_durations(teacher, sentences)
+    pitch = torch.zeros_like(sentences.mel[:, 0])
+    for k, number in enumerate(sentences.numbers):
+        wave = trim_silence(as_float(torch.as_tensor(waves[number])), settings.sample_rate)  # fmt: skip
+        n = int(sentences.mel_lengths[k])
+        pitch[k, :n] = frame_pitch(wave, settings, n, between).to(pitch.device)
+    parts = [
+        letter_prosody(
+            sentences.mel[i], sentences.mel_lengths[i], pitch[i], durations[i]
+        )
+        for i in torch.arange(len(sentences), device=pitch.device).split(64)
+    ]
+    prosody = torch.cat(parts)
+    return TimedUtterances(**vars(sentences), durations=durations, prosody=prosody)

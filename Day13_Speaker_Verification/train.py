@@ -1,0 +1,117 @@
+"""The speaker encoder that Day 13 trains and ships."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from utils import days
+from utils.device import pick_device, seed_everything
+from utils.features import (
+    SAMPLE_RATE,
+)
+from utils.logger import RunLogger
+from utils.models.ecapa_tdnn import (
+    SPEEDS,
+    SpeakerNet,
+    SpeakerSettings,
+    Voices,
+    few_of_each,
+    own_weights,
+    train_speaker_net,
+    training_voices,
+    validation_eer,
+    voice_augmentation,
+)
+from utils.models.ge2e import Embedder
+from utils.speech.corpora import librispeech, noises
+from utils.training import (
+    History,
+    count_parameters,
+    save_weights,
+    training_card,
+    training_command,
+)
+
+# --- the encoder that Day 13 ships --------------------------------------------------------------------
+
+COLUMNS = (
+    "model", "n_params", "optimizer", "lr", "batch_size", "margin", "steps", "speakers", "enrolment",
+    "seconds_used", "scores", "loss", "eer", "eer_low", "eer_high", "min_dcf", "accuracy",
+    "identification", "similarity", "threshold", "val_eer", "grad_norm",
+)  # fmt: skip
+"""Columns of Day 13's table."""
+
+OWN: dict[str, SpeakerSettings] = {
+    "quick": SpeakerSettings(channels=16, batch_size=8, batches=4, epochs=2),
+    "study": SpeakerSettings(channels=128, batches=50, epochs=20),
+    "full": SpeakerSettings(channels=128, batch_size=128, batches=125, epochs=16),
+}
+"""How the encoder of our own is trained; full on a GPU."""
+
+
+def fit_own(
+    profile: str,
+    voices: Voices,
+    validate: Callable[[Embedder], Mapping[str, float]] | None = None,
+    seed: int = 0,
+    **more: Any,
+) -> tuple[SpeakerNet, History]:
+    """The training of the encoder that Day 13 ships, alone: the same seed gives the same steps.
+
+    `more` goes on to `training.fit`: with `stop` after an epoch it is the check that the weights' card is true.
+    """
+    device = pick_device()
+    seed_everything(seed)
+    return train_speaker_net(
+        voices.samples.to(device), voices.starts, voices.lengths, voices.speakers,
+        validate, OWN[profile],
+        voice_augmentation(noises(profile).train, device=device, seed=seed),
+        seed=seed, label=f"encoder, seed {seed}", **more,
+    )  # fmt: skip
+
+
+def weights_path(profile: str, seed: int) -> Path:
+    """Where the weights of a profile and seed are kept."""
+    return days.get(13).output(profile) / "checkpoints" / own_weights(profile, seed)
+
+
+def train_own(profile: str, path: Path, seed: int = 0) -> History:
+    """Train the encoder that Day 13 ships and write it to `path` in float16; returns the history.
+
+    What `python -m Day13_Speaker_Verification.train` does. The run is a row of the day's table; the card has data,
+    settings, machine and the curve. Stopped and validated on LibriSpeech's four validation speakers.
+    """
+    settings, device = OWN[profile], pick_device()
+    corpus = librispeech(profile)
+    voices = training_voices(profile, corpus)
+    waves, names = few_of_each(corpus.validation, 20)
+    log = RunLogger(13, profile, voices.name, device, COLUMNS)
+    steps = settings.batches * settings.epochs
+    chosen = {
+        k: getattr(settings, k) for k in ("optimizer", "lr", "batch_size", "margin")
+    }
+    with log.run(seed=seed, model="SpeakerNet, own", steps=steps, **chosen) as run:
+        validate = partial(validation_eer, waves=waves, speakers=names)
+        encoder, history = fit_own(profile, voices, validate, seed, run=run)
+        end = history.epochs[-1]
+        size = count_parameters(encoder)
+        run.result(
+            n_params=size, speakers=len(set(voices.speakers)), loss=end["train_loss"]
+        )
+        run.result(val_eer=end["val_eer"], grad_norm=end["grad_norm"])
+    card = training_card(
+        log, history, settings, seed, model="SpeakerNet", n_params=size, data=voices.name,
+        what="speaker encoder trained from random weights with AAM-softmax",
+        hours=round(len(voices.samples) / SAMPLE_RATE / 3600, 2),
+        speakers=len(set(voices.speakers)), speeds=SPEEDS, metric={"val_eer": end["val_eer"]},
+    )  # fmt: skip
+    save_weights(path, encoder, card, half=True)
+    return history
+
+
+if __name__ == "__main__":
+    sys.exit(training_command({"": (weights_path, train_own)}))

@@ -1,0 +1,320 @@
+"""Speech out of noise: a small causal network that filters the spectrum, and what was there before it.
+
+All of them take and give `(batch, time)` at 16 kHz. Frames of 512 samples, 256 apart, under the square root of a
+Hann window on both ways, so that overlapping frames add up to the wave itself; what comes out at a time
+depends on input up to 32 ms later, never more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from utils.features import SAMPLE_RATE, as_float
+
+
+def si_sdr(estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Scale-invariant signal-to-distortion ratio in dB, `(..., time)` to `(...)`: higher is better.
+
+    Both are freed of their mean; the reference is scaled to lie nearest to the estimate, and what is
+    left over counts as distortion (Le Roux et al., 2019, arXiv:1811.02508). Differentiable. A silent
+    reference has no ratio; it gives a very low number, no error. Raises ValueError for two shapes.
+    """
+    if estimate.shape != reference.shape:
+        raise ValueError(
+            f"SI-SDR needs two waves of one shape: {tuple(estimate.shape)} and {tuple(reference.shape)}"
+        )
+    estimate = estimate - estimate.mean(-1, keepdim=True)
+    reference = reference - reference.mean(-1, keepdim=True)
+    tiny = torch.finfo(estimate.dtype).tiny ** 0.5
+    scale = (estimate * reference).sum(-1, keepdim=True)
+    scale = scale / (reference.square().sum(-1, keepdim=True) + tiny)
+    target = scale * reference
+    noise = (estimate - target).square().sum(-1)
+    return 10 * torch.log10((target.square().sum(-1) + tiny) / (noise + tiny))
+
+N_FFT, HOP = 512, 256
+BINS = N_FFT // 2 + 1
+
+
+def root_hann(device: torch.device | None = None) -> Tensor:
+    """Square root of the periodic Hann window, `(512,)`: applied twice it sums to 1 at half overlap."""
+    return torch.hann_window(N_FFT, device=device).sqrt()
+
+
+def analysis(wave: Tensor) -> Tensor:
+    """`(batch, time)` to the complex spectrum `(batch, frames, 257)`, ceil(time / 256) + 1 frames.
+
+    256 zeros come before the wave, and as many as are needed after it.
+    """
+    size = -(-wave.shape[1] // HOP) * HOP
+    padded = F.pad(wave, (HOP, size - wave.shape[1] + HOP))
+    return torch.fft.rfft(padded.unfold(1, N_FFT, HOP) * root_hann(wave.device))
+
+
+def synthesis(spectrum: Tensor, length: int) -> Tensor:
+    """The inverse of `analysis`: `(batch, frames, 257)` to `(batch, length)`."""
+    frames = torch.fft.irfft(spectrum, N_FFT) * root_hann(spectrum.device)
+    hops = frames[:, 1:, :HOP] + frames[:, :-1, HOP:]
+    return hops.flatten(1)[:, :length]
+
+
+def erb_bank(low: int = 65, bands: int = 64) -> Tensor:
+    """Bins to bands as overlapping triangles: `(257, low + bands)`; each bin's weights sum to 1.
+
+    The lowest `low` bins stay as they are; above them the centres are evenly spaced in ERB numbers,
+    21.4 log10(1 + 0.00437 f / Hz) (Glasberg & Moore, 1990).
+    """
+    hz = torch.arange(BINS, dtype=torch.float64) * SAMPLE_RATE / N_FFT
+    erb = 21.4 * torch.log10(1 + 0.00437 * hz)
+    centres = torch.linspace(
+        float(erb[low]), float(erb[-1]), bands, dtype=torch.float64
+    )
+    width = centres[1] - centres[0]
+    bank = torch.zeros(BINS, low + bands, dtype=torch.float64)
+    bank[:low, :low] = torch.eye(low)
+    triangles = 1 - (erb[low:, None] - centres[None]).abs() / width
+    bank[low:, low:] = triangles.clamp(min=0)
+    return (bank / bank.sum(1, keepdim=True)).float()
+
+
+class TimeBlock(nn.Module):
+    """Dilated depthwise convolution over 3 past frames and 3 bands between two 1 x 1, beside a shortcut.
+
+    `(batch, channels, frames, bands)` with the `past` frames before them, to the same and the new past.
+    """
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        c, self.past = channels, 2 * dilation
+        self.before = nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c), nn.PReLU(c))
+        self.depth = nn.Sequential(
+            nn.Conv2d(c, c, 3, dilation=(dilation, 1), padding=(0, 1), groups=c),
+            nn.BatchNorm2d(c),
+            nn.PReLU(c),
+        )
+        self.after = nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c))
+
+    def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        seen = torch.cat([past.to(x.dtype), self.before(x)], 2)
+        return x + self.after(self.depth(seen)), seen[:, :, -self.past :]
+
+
+class DualPath(nn.Module):
+    """A perceptron across the bands of a frame, then a GRU forward in time along each band.
+
+    `(batch, channels, frames, bands)` and the state `(1, batch * bands, hidden)`, to the same two. The plan of
+    DPRNN (Luo et al., 2020), whose GRU across the bands would take 33 steps one after another in every frame.
+    """
+
+    def __init__(self, channels: int, bands: int, hidden: int) -> None:
+        super().__init__()
+        self.across = nn.Sequential(
+            nn.Linear(bands, 2 * bands), nn.PReLU(), nn.Linear(2 * bands, bands)
+        )
+        self.along = nn.GRU(channels, hidden, batch_first=True)
+        self.out = nn.ModuleList(nn.Linear(n, channels) for n in (channels, hidden))
+        self.norm = nn.ModuleList(nn.LayerNorm((bands, channels)) for _ in range(2))
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        batch, channels, frames, bands = x.shape
+        y = self.across(x).permute(0, 2, 3, 1)  # batch, frames, bands, channels
+        x = x.permute(0, 2, 3, 1) + self.norm[0](self.out[0](y))
+        rows = x.transpose(1, 2).reshape(batch * bands, frames, channels)
+        y, state = self.along(rows, state)
+        y = self.out[1](y).view(batch, bands, frames, channels).transpose(1, 2)
+        x = x + self.norm[1](y)
+        return x.permute(0, 3, 1, 2), state
+
+
+def narrower(before: int, after: int) -> nn.Module:
+    """Convolution over 5 bands with stride 2: half the bands."""
+    conv = nn.Conv2d(before, after, (1, 5), stride=(1, 2), padding=(0, 2))
+    return nn.Sequential(conv, nn.BatchNorm2d(after), nn.PReLU(after))
+
+
+class Enhancer(nn.Module):
+    """Causal enhancement by a complex ratio mask on the plan of GTCRN (Rong et al., 2024): 74 thousand weights.
+
+    `(batch, time)` noisy, float or int16, to `(batch, time)` enhanced. The compressed spectrum (magnitude
+    to the power 0.3, with real and imaginary part) is merged into 129 bands, halved twice by convolutions,
+    seen over time by dilated convolutions (33 frames together) and two dual-path blocks, and brought back
+    to 129 bands of a complex mask, which is spread over the 257 bins and multiplied with the noisy
+    spectrum. Before any training the mask is 1: what goes in comes out.
+    """
+
+    def __init__(
+        self,
+        channels: int = 32,
+        hidden: int = 48,
+        dilations: tuple[int, ...] = (1, 2, 5),
+        paths: int = 2,
+    ) -> None:
+        super().__init__()
+        c, self.channels, self.hidden = channels, channels, hidden
+        bank = erb_bank()
+        self.register_buffer("merge", bank / bank.sum(0), persistent=False)
+        self.register_buffer("spread", bank.T.contiguous(), persistent=False)
+        self.bands = 33  # 129, halved twice
+        self.down = nn.ModuleList([narrower(3, c), narrower(c, c)])
+        self.encoder = nn.ModuleList(TimeBlock(c, d) for d in dilations)
+        self.paths = nn.ModuleList(
+            DualPath(c, self.bands, hidden) for _ in range(paths)
+        )
+        self.decoder = nn.ModuleList(TimeBlock(c, d) for d in reversed(dilations))
+        shape = {"kernel_size": (1, 5), "stride": (1, 2), "padding": (0, 2)}
+        self.up = nn.Sequential(
+            nn.ConvTranspose2d(c, c, **shape), nn.BatchNorm2d(c), nn.PReLU(c)
+        )
+        self.mask = nn.ConvTranspose2d(c, 2, **shape)
+        nn.init.zeros_(self.mask.weight)
+        with torch.no_grad():
+            self.mask.bias.copy_(torch.tensor([1.0, 0.0]))
+
+    def start(self, batch: int) -> list[Tensor]:
+        """The state before the first frame: silence for the convolutions, zeros for the GRUs."""
+        like = self.mask.weight
+        blocks = [*self.encoder, *self.decoder]
+        silence = [
+            like.new_zeros(batch, self.channels, b.past, self.bands) for b in blocks
+        ]
+        rows = batch * self.bands
+        return silence + [like.new_zeros(1, rows, self.hidden) for _ in self.paths]
+
+    def filter(
+        self, spectrum: Tensor, state: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Noisy frames `(batch, frames, 257)` and the state before, to enhanced frames and the state after."""
+        power = spectrum.real.square() + spectrum.imag.square() + 1e-10
+        squeeze = power**-0.35  # |X| ** 0.3 / |X|
+        parts = (power**0.15, spectrum.real * squeeze, spectrum.imag * squeeze)
+        x = torch.stack(parts, 1) @ self.merge
+        first = self.down[0](x)
+        second = x = self.down[1](first)
+        old, new = iter(state), []
+        for block in self.encoder:
+            x, s = block(x, next(old))
+            new.append(s)
+        later = []
+        waiting = [next(old) for _ in self.decoder]
+        deep = x
+        for path in self.paths:
+            x, s = path(x, next(old))
+            later.append(s)
+        x = x + deep
+        for block, past in zip(self.decoder, waiting, strict=True):
+            x, s = block(x, past)
+            new.append(s)
+        mask = self.mask(self.up(x + second) + first)
+        real, imag = (mask.float() @ self.spread).unbind(1)
+        # the product by parts: complex autograd is slower
+        out = torch.complex(
+            spectrum.real * real - spectrum.imag * imag,
+            spectrum.real * imag + spectrum.imag * real,
+        )
+        return out, new + later
+
+    def forward(self, wave: Tensor) -> Tensor:
+        wave = as_float(wave)
+        spectrum, _ = self.filter(analysis(wave), self.start(len(wave)))
+        return synthesis(spectrum, wave.shape[1])
+
+
+class EnhancerStream:
+    """The same network on sound as it arrives, frame by frame: joined, the pieces equal the whole.
+
+    `push((time,))` gives the samples that are complete, 256 to 511 behind the input; `finish()` gives the rest.
+    One wave at a time, in evaluation mode, without gradient. A frame costs mostly the calls of its many small
+    operations: four frames at once cost little more than one.
+    """
+
+    def __init__(self, model: Enhancer) -> None:
+        self.model = model.eval()
+        self.window = root_hann(model.mask.weight.device)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new wave."""
+        self.rest = self.window.new_zeros(HOP)
+        self.tail: Tensor | None = None
+        self.state = self.model.start(1)
+        self.received = self.given = 0
+
+    @torch.inference_mode()
+    def push(self, chunk: Tensor) -> Tensor:
+        """Add samples `(time,)`, any number of them; returns the enhanced samples that they complete."""
+        self.received += len(chunk)
+        out = self._advance(as_float(chunk))
+        self.given += len(out)
+        return out
+
+    def _advance(self, chunk: Tensor) -> Tensor:
+        self.rest = torch.cat([self.rest, chunk.to(self.rest)])
+        frames = (len(self.rest) - N_FFT) // HOP + 1
+        if frames <= 0:
+            return self.rest.new_zeros(0)
+        cut = self.rest.unfold(0, N_FFT, HOP)[:frames] * self.window
+        self.rest = self.rest[frames * HOP :]
+        spectrum, self.state = self.model.filter(torch.fft.rfft(cut)[None], self.state)
+        made = torch.fft.irfft(spectrum[0], N_FFT) * self.window
+        # the first frame's first half lies before the wave
+        before = [] if self.tail is None else [self.tail[None]]
+        tails = torch.cat([*before, made[:-1, HOP:]])
+        heads = made[1:, :HOP] if self.tail is None else made[:, :HOP]
+        self.tail = made[-1, HOP:]
+        return (heads + tails).flatten()
+
+    @torch.inference_mode()
+    def finish(self) -> Tensor:
+        """The samples that were waiting for what comes after the end; then ready for another wave."""
+        out = self._advance(self.rest.new_zeros(N_FFT))[: self.received - self.given]
+        self.reset()
+        return out
+
+
+# --- losses -------------------------------------------------------------------------------------------
+
+
+def si_sdr_loss(estimate: Tensor, clean: Tensor) -> Tensor:
+    """Negative SI-SDR in dB, the mean over `(batch, time)`."""
+    return -si_sdr(estimate, clean).mean()
+
+
+def compressed_loss(
+    estimate: Tensor, clean: Tensor, power: float = 0.3, weight: float = 0.3
+) -> Tensor:
+    """Distance of spectra whose magnitudes are raised to `power` (Braun & Tashev, 2021, arXiv:2009.12286).
+
+    `weight` times the squared distance with phase, and the rest without. Both waves `(batch, time)` are first
+    divided by the clean one's RMS, so that loud examples do not count more than soft ones.
+    """
+    rms = clean.square().mean(1, keepdim=True).sqrt().clamp(min=1e-4)
+    bent = []
+    for wave in (estimate, clean):
+        spectrum = analysis(wave / rms)
+        energy = spectrum.real.square() + spectrum.imag.square()
+        # the floor keeps the gradient of the root finite at silence
+        energy = energy.clamp(min=1e-6)
+        factor = energy ** ((power - 1) / 2)
+        bent.append(
+            (spectrum.real * factor, spectrum.imag * factor, energy ** (power / 2))
+        )
+    (re, im, size), (re_s, im_s, size_s) = bent
+    with_phase = (re - re_s).square() + (im - im_s).square()
+    return (weight * with_phase + (1 - weight) * (size - size_s).square()).mean()
+
+
+def both_losses(estimate: Tensor, clean: Tensor) -> Tensor:
+    """The compressed distance plus a hundredth of the negative SI-SDR (in dB)."""
+    return compressed_loss(estimate, clean) + 0.01 * si_sdr_loss(estimate, clean)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "si_sdr": si_sdr_loss,
+    "compressed": compressed_loss,
+    "both": both_losses,
+}
+"""Losses of `(estimate, clean)`, `(batch, time)` each, by the name that the searches use."""

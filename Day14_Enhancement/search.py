@@ -1,0 +1,300 @@
+"""Day 14's searches: how to train the enhancer, and how to train Day 13's speaker encoder on under noise.
+
+`python -m tools sweep --day 14` fills both studies, one after the other.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+)
+from optuna.trial import Trial
+from torch import Tensor, nn
+
+from utils import days, tuning
+from utils.device import pick_device, seed_everything
+from utils.features import (
+    SAMPLE_RATE,
+)
+from utils.logger import Run, RunLogger
+from utils.models.ecapa_tdnn import (
+    SpeakerNet,
+    SpeakerSettings,
+    load_own,
+    train_speaker_net,
+    training_voices,
+    validation_eer,
+    voice_augmentation,
+)
+from utils.models.verification import mean_embeddings
+from utils.speech.corpora import librispeech
+from utils.training import (
+    OPTIMIZERS,
+    History,
+    count_parameters,
+)
+
+from .enhancer import LOSSES
+from .train import (
+    COLUMNS,
+    EnhancerSettings,
+    Mixed,
+    day14_noises,
+    parted,
+    train_enhancer,
+    validation_mixtures,
+    validation_quality,
+)
+
+
+def voice_directions(
+    encoder: SpeakerNet,
+    samples: Tensor,
+    starts: Sequence[int] | np.ndarray,
+    lengths: Sequence[int] | np.ndarray,
+    speakers: Sequence[str],
+    most: int = 4,
+    seconds: float = 4.0,
+) -> Tensor:
+    """Where the encoder already puts each training speaker: unit vectors `(speakers, dim)`, by sorted names.
+
+    The mean over the first `seconds` of up to `most` utterances of each; the arguments are those of
+    `train_speaker_net`.
+    """
+    who, size = np.asarray(speakers), round(seconds * SAMPLE_RATE)
+    own = [np.flatnonzero(who == name)[:most] for name in sorted(set(speakers))]
+    waves = [
+        samples[starts[i] : starts[i] + min(lengths[i], size)]
+        for some in own
+        for i in some
+    ]
+    vectors = encoder.embed(waves).split([len(some) for some in own])
+    return torch.stack([mean_embeddings(some) for some in vectors])
+
+BUDGET: dict[str, dict[str, Any]] = {
+    "quick": {"trials": 2, "epochs": 1, "sound": 8, "seconds": 1.0, "utterances": 2, "width": 0.25},
+    "study": {"trials": 10, "epochs": 6, "sound": 400, "seconds": 2.0, "utterances": 8, "width": 1.0},
+    "full": {"trials": 40, "epochs": 10, "sound": 4000, "seconds": 3.0, "utterances": 20, "width": 1.0},
+}  # fmt: skip
+"""Trials of each of the two studies, epochs of a trial that is not pruned, seconds of sound an epoch (the
+encoder, which is quicker, hears three times as much), seconds of an example, validation utterances of a
+speaker, and the share of the networks' channels. The same sound for every batch size: few large steps against
+many small ones."""
+
+SPACES: dict[str, dict[str, BaseDistribution]] = {
+    "enhancer": {
+        "optimizer": CategoricalDistribution(list(OPTIMIZERS)),
+        "lr": FloatDistribution(3e-4, 1e-2, log=True),
+        "batch_size": CategoricalDistribution([2, 4, 8, 16]),
+        "loss": CategoricalDistribution(list(LOSSES)),
+    },
+    "verifier": {
+        "optimizer": CategoricalDistribution(list(OPTIMIZERS)),
+        "lr": FloatDistribution(3e-5, 3e-3, log=True),
+        "batch_size": CategoricalDistribution([8, 16, 32, 64]),
+        "margin": FloatDistribution(0.0, 0.5),
+    },
+}
+"""What may vary in each study."""
+
+SGD_FACTOR = 10.0
+"""SGD's steps are the gradient times the rate, Adam's about the rate itself: its range lies higher."""
+
+SNR_DB = 5.0
+"""Speech-to-noise ratio of the validation mixtures of both studies (dB)."""
+
+
+@dataclass
+class Speech:
+    """What the searches see: packed speech and voices to train with, noises, and validation mixtures."""
+
+    name: str
+    voices_name: str
+    speech: tuple[Tensor, Any, Any]
+    voices: tuple[Tensor, Any, Any, list[str]]
+    noises: Mapping[str, Tensor]
+    mixed: Mixed
+    mixed_speakers: list[str]
+    encoder: SpeakerNet | None = None
+    directions: Tensor | None = None
+
+
+def shipped_encoder(profile: str) -> SpeakerNet | None:
+    """Day 13's encoder from a GPU, that the verifier's study trains on; None in quick, which begins at random.
+
+    Raises FileNotFoundError with the command that makes it.
+    """
+    return None if profile == "quick" else load_own(profile="full")
+
+
+def load(profile: str, device: torch.device) -> Speech:
+    """The training and validation speakers of LibriSpeech and Speech Commands, and the noises to train with.
+
+    Validation hears the ends of the noise recordings, which training does not. The test part is not touched.
+    """
+    corpus, noise = librispeech(profile), day14_noises(profile)
+    heard, kept = parted(noise.train)
+    mixed, speakers = validation_mixtures(
+        corpus.validation, kept, BUDGET[profile]["utterances"], SNR_DB
+    )
+    found = training_voices(profile, corpus, speeds=(1.0,))
+    voices = found.samples.to(device), found.starts, found.lengths, found.speakers
+    encoder, directions = shipped_encoder(profile), None
+    if encoder is not None:
+        directions = voice_directions(encoder.to(device), *voices)
+    return Speech(
+        f"{corpus.name}+{noise.name}", f"{found.name}+{noise.name}",
+        corpus.train.packed(device), voices, heard,
+        replace(mixed, noisy=mixed.noisy.to(device), clean=mixed.clean.to(device)), speakers,
+        encoder, directions,
+    )  # fmt: skip
+
+
+def suggest(trial: Trial, study: str) -> dict[str, Any]:
+    """What a trial draws from its space; numbers of four digits, so that the table's row is the whole truth."""
+    drawn = {
+        name: trial.suggest_float(name, d.low, d.high, log=d.log)
+        if isinstance(d, FloatDistribution)
+        else trial.suggest_categorical(name, d.choices)
+        for name, d in SPACES[study].items()
+    }
+    if drawn["optimizer"] == "SGD":
+        drawn["lr"] *= SGD_FACTOR
+    return {
+        k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in drawn.items()
+    }
+
+
+def train(
+    study: str,
+    speech: Speech,
+    settings: Mapping[str, Any],
+    budget: Mapping[str, Any],
+    seed: int = 0,
+    run: Run | None = None,
+    **more: Any,
+) -> tuple[nn.Module, History]:
+    """One training of a study by these settings; returns the network and its history."""
+    seed_everything(seed)
+    sound = budget["sound"] * (1 if study == "enhancer" else 3)
+    examples = sound / budget["seconds"]
+    how = {
+        "epochs": budget["epochs"], "seconds": budget["seconds"],
+        "batches": max(1, round(examples / settings["batch_size"])),
+    }  # fmt: skip
+    if study == "enhancer":
+        plan = EnhancerSettings(channels=round(32 * budget["width"]), **how, **settings)
+        validate = partial(
+            validation_quality, noisy=speech.mixed.noisy, clean=speech.mixed.clean
+        )
+        return train_enhancer(
+            *speech.speech, speech.noises, validate, plan, seed=seed, run=run, **more
+        )
+    plan = SpeakerSettings(channels=round(128 * budget["width"]), **how, **settings)
+    device = speech.voices[0].device
+    augment = voice_augmentation(
+        speech.noises, noisy=1.0, snr_db=(-5.0, 15.0), device=device, seed=seed
+    )
+    validate = partial(
+        validation_eer, waves=list(speech.mixed.noisy), speakers=speech.mixed_speakers
+    )
+    return train_speaker_net(
+        *speech.voices,
+        validate,
+        plan,
+        augment,
+        encoder=copy.deepcopy(speech.encoder),
+        directions=speech.directions,
+        seed=seed,
+        run=run,
+        **more,
+    )
+
+
+def score(study: str, numbers: Mapping[str, float]) -> float:
+    """What a search maximises, on validation mixtures at 5 dB.
+
+    Enhancer: STOI, which none of the losses optimises itself, and a hundredth of the gain in SI-SDR (dB).
+    Verifier: minus the EER, and so little of the loss that it parts only what is equal: a loss differs by whole
+    units from margin to margin, an EER over these mixtures by tenths of a per cent.
+    """
+    if study == "enhancer":
+        return numbers["val_stoi"] + 0.01 * numbers["val_gain"]
+    return -numbers["val_eer"] - 1e-5 * min(numbers["train_loss"], 10.0)
+
+
+def objective(
+    study: str, log: RunLogger, speech: Speech, budget: Mapping[str, Any]
+) -> Callable[[Trial], float]:
+    """A function of a trial: trains, leaves a row, and returns its score."""
+
+    def run_trial(trial: Trial) -> float:
+        settings = suggest(trial, study)
+        pruned = False
+
+        def stop(numbers: Mapping[str, float]) -> bool:
+            nonlocal pruned
+            trial.report(score(study, numbers), numbers["epoch"])
+            last = numbers["epoch"] == budget["epochs"]
+            pruned = not last and trial.should_prune()
+            return pruned
+
+        with log.run(role="sweep", study=study, trial=trial.number, **settings) as run:
+            model, history = train(
+                study, speech, settings, budget, run=run, stop=stop, bar=False
+            )
+            last = history.epochs[-1]
+            wanted = ("val_si_sdr", "val_gain", "val_stoi", "val_eer", "grad_norm")
+            measured = {k: last[k] for k in wanted if k in last}
+            if study == "verifier":
+                measured["similarity"] = last["val_similarity"]
+            name = "val_stoi" if study == "enhancer" else "val_eer"
+            run.result(
+                **measured | {"epochs": last["epoch"], "snr_db": SNR_DB},
+                steps=len(history.steps["loss"]),
+                final_loss=last["train_loss"], n_params=count_parameters(model),
+                state="pruned" if pruned else "complete",
+                val_curve=" ".join(f"{v:.4f}" for v in history.column(name)),
+            )  # fmt: skip
+        if pruned:
+            raise optuna.TrialPruned
+        return score(study, last)
+
+    return run_trial
+
+
+def study_path(profile: str, study: str):
+    """The journal file of one study."""
+    return days.runs(profile, days.get(14).name, f"{study}.journal")
+
+
+def run_worker(
+    profile: str, trials: int | None = None, studies: Sequence[str] = tuple(SPACES)
+) -> None:
+    """One worker: fills the enhancer's study, then the verifier's."""
+    device, budget = pick_device(), BUDGET[profile]
+    speech = load(profile, device)
+    for study in studies:
+        name = speech.name if study == "enhancer" else speech.voices_name
+        log = RunLogger(14, profile, name, device, COLUMNS)
+        tuning.search(
+            study_path(profile, study),
+            objective(study, log, speech, budget),
+            trials or budget["trials"],
+            "tpe",
+            seed=1000
+            * list(SPACES).index(
+                study
+            ),  # or both studies would begin with the same draws
+        )

@@ -1,0 +1,138 @@
+"""Speech recognition: what a frozen encoder's kept output, length buckets and bfloat16 bring to fine-tuning.
+
+The stock way is the common recipe: utterances of any length beside each other, the frozen convolutions computed
+anew in every step, float32. Both sides train the same network on the same bundled sentences with the same
+optimizer, and are counted in seconds of real sound (padding is none) per second.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from Day09_Wav2Vec2.pretrain import small_config
+from utils.device import autocast, gains_bf16, pick_device, seed_everything, synchronize
+from utils.features import SAMPLE_RATE
+from utils.models import ctc
+from utils.models.wav2vec2_ctc import (
+    Examples,
+    Recogniser,
+    ctc_losses,
+    freeze_encoder,
+    load_recogniser,
+)
+from utils.speech.corpora import (
+    Sentences,
+    librispeech,
+)
+
+from .claims import Claim
+
+
+def padding_share(
+    lengths: Sequence[int] | np.ndarray, batches: Sequence[Sequence[int]]
+) -> float:
+    """Share of the computed samples that are padding, 0 to 1."""
+    lengths = np.asarray(lengths)
+    computed = sum(len(b) * int(lengths[b].max()) for b in batches)
+    return 1 - sum(int(lengths[b].sum()) for b in batches) / computed
+
+BATCH = 16
+
+
+class Fixture:
+    """A network, by default with frozen convolutions, sentences, and the optimizer of one side."""
+
+    def __init__(
+        self, device: torch.device, sentences: Sentences, cached: bool, frozen: bool = True
+    ) -> None:  # fmt: skip
+        seed_everything(0)
+        self.recogniser: Recogniser = load_recogniser(small_config(), device=device)
+        freeze_encoder(self.recogniser, frozen)
+        self.recogniser.train()
+        self.examples = Examples(sentences, self.recogniser, cached)
+        trained = [p for p in self.recogniser.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, 1e-4)
+
+    def step(self, numbers: Sequence[int], mixed: bool = False) -> None:
+        """One step of fine-tuning on these utterances."""
+        batch = self.examples.batch(numbers)
+        with autocast(self.recogniser.device, mixed):
+            logits, frames = self.recogniser(batch.x, batch.lengths)
+        blank = self.recogniser.vocabulary.blank
+        loss = ctc_losses(logits, frames, batch, blank).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.recogniser.parameters(), 1.0)
+        self.optimizer.step()
+
+
+def sound_per_second(
+    side: Fixture, batches: Sequence[Sequence[int]], mixed: bool = False, least: float = 10.0
+) -> float:  # fmt: skip
+    """Seconds of sound, without padding, that go through training in a second; whole passes, for `least` s."""
+    device = side.recogniser.device
+    side.step(batches[0], mixed)
+    synchronize(device)
+    sound = side.examples.sentences.lengths.sum() / SAMPLE_RATE
+    passes, began = 0, time.perf_counter()
+    while time.perf_counter() - began < least:
+        for numbers in batches:
+            side.step(numbers, mixed)
+        synchronize(device)
+        passes += 1
+    return passes * float(sound) / (time.perf_counter() - began)
+
+
+def padding(lengths: np.ndarray) -> None:
+    """Print what share of the computed samples is padding, in random and in bucketed batches."""
+    g = torch.Generator().manual_seed(0)
+    for name, bucketed in (("random", False), ("bucketed", True)):
+        batches = ctc.length_batches(lengths, BATCH, g, bucketed)
+        print(f"padding in {name} batches: {padding_share(lengths, batches):.1%}")
+
+
+def claims(
+    device: torch.device, sentences: Sentences, least: float = 10.0
+) -> list[Claim]:
+    """The stock way against each saving alone and both together, and float32 against bfloat16."""
+    g = torch.Generator().manual_seed(0)
+    mixed_up = ctc.length_batches(sentences.lengths, BATCH, g, bucketed=False)
+    alike = ctc.length_batches(sentences.lengths, BATCH, g)
+    plain, kept = (Fixture(device, sentences, cached) for cached in (False, True))
+    stock = sound_per_second(plain, mixed_up, least=least)
+    bucketed = sound_per_second(plain, alike, least=least)
+    cached = sound_per_second(kept, mixed_up, least=least)
+    both = sound_per_second(kept, alike, least=least)
+    what = "fine-tuning, seconds of sound per second, random batches and convolutions each step"
+    found = [
+        Claim(
+            f"{what}, against length buckets", stock, bucketed, "s/s", 1.1, higher=True
+        ),
+        Claim(
+            f"{what}, against convolutions kept", stock, cached, "s/s", 1.1, higher=True
+        ),
+        Claim(f"{what}, against both", stock, both, "s/s", 1.5, higher=True),
+    ]
+    if gains_bf16(device):
+        whole = Fixture(device, sentences, cached=False, frozen=False)
+        single = sound_per_second(whole, alike, least=least)
+        half = sound_per_second(whole, alike, mixed=True, least=least)
+        what = "fine-tuning, convolutions too, float32 against bfloat16 in these"
+        found.append(Claim(what, single, half, "s/s", 1.1, higher=True))
+    else:
+        print(
+            f"float32 against bfloat16: not measured, {device.type} here does not gain from it"
+        )
+    return found
+
+
+def run() -> list[Claim]:
+    """The claims, on this machine's device, with the bundled sentences."""
+    sentences = librispeech("quick").train
+    padding(sentences.lengths)
+    return claims(pick_device(), sentences)

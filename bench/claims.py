@@ -1,0 +1,73 @@
+"""`python -m bench`: each claim of speed as a ratio against the stock way, in one process."""
+
+from __future__ import annotations
+
+import importlib
+import traceback
+from dataclasses import dataclass
+
+TASKS = ("mnist", "cifar10", "speech", "asr", "tts", "speaker")
+
+
+@dataclass
+class Claim:
+    """A measured pair. For `higher` numbers (per second) more is better, else less (seconds)."""
+
+    what: str
+    stock: float
+    ours: float
+    unit: str
+    wanted: float
+    higher: bool = False
+    capped: bool = False
+
+    @property
+    def ratio(self) -> float:
+        return self.ours / self.stock if self.higher else self.stock / self.ours
+
+    def row(self) -> tuple[str, ...]:
+        least = "at least " if self.capped else ""
+        form = "{:,.0f}" if self.higher else "{:,.1f}"
+        verdict = "reached" if self.ratio >= self.wanted else "MISSED"
+        return (
+            self.what,
+            least + form.format(self.stock),
+            form.format(self.ours),
+            self.unit,
+            f"{least}{self.ratio:.1f}",
+            f"{self.wanted:g}",
+            verdict,
+        )
+
+
+def bench(tasks: list[str]) -> int:
+    """Measure and print the table; 1 when a claim misses its ratio or a task fails.
+
+    A task that fails is said at the end, with its traceback, and does not take the others' figures along.
+    """
+    from utils.device import describe_machine
+
+    names = list(TASKS) if "all" in tasks else tasks
+    unknown = set(names) - set(TASKS)
+    if unknown:
+        raise ValueError(
+            f"no benchmark {', '.join(sorted(unknown))}; there are: {', '.join(TASKS)}"
+        )
+    print(describe_machine(), "\n", flush=True)
+    claims: list[Claim] = []
+    failed = {}
+    for name in names:
+        try:
+            found = importlib.import_module(f"bench.{name}").run()
+            claims += [c for c in found if c not in claims]  # some are of two tasks
+        except Exception:
+            failed[name] = traceback.format_exc()
+    head = ("claim", "stock", "ours", "unit", "ratio", "wanted", "")
+    rows = [head, *(c.row() for c in claims)]
+    width = [max(len(r[i]) for r in rows) for i in range(len(head))]
+    print()
+    for r in rows:
+        print("  ".join(c.ljust(w) for c, w in zip(r, width, strict=True)).rstrip())
+    for name, error in failed.items():
+        print(f"\n{name} failed:\n{error}")
+    return 1 if failed or any(c.ratio < c.wanted for c in claims) else 0

@@ -1,0 +1,194 @@
+"""Speech synthesis: mel frames per second in training and speaking, vocoders, d-vectors.
+
+The stock way: torchaudio's Tacotron2 (NVIDIA's, one frame a decoder step, everything inside the loop) of the
+same sizes, on the same sentences with the same optimizer; librosa's `mel_to_audio`, wave by wave;
+resemblyzer's own `embed_utterance`, one utterance a call. Speed depends on sizes and lengths alone, so the
+sentences are random: nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from Day11_Voice_Cloning.evaluate import real_time_factor
+from Day11_Voice_Cloning.train import GLOWS
+from Day11_Voice_Cloning.waveglow import WaveGlow, WaveGlowConfig
+from utils.device import autocast, pick_device, seed_everything, synchronize
+from utils.models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss
+from utils.models.tts import Utterances, capture
+from utils.models.tts_mel import KATHLEEN, SILENCE, SynthesisMel
+from utils.training import count_parameters
+
+from .claims import Claim
+
+BATCH, LETTERS, FRAMES = 16, 60, 300
+"""A batch of sentences of 3.5 s, about 60 letters each: Kathleen's mean."""
+
+WAVES, SECONDS = 4, 3.0
+"""What the vocoders are given: so many waves of so many seconds."""
+
+
+def per_second(work: Callable[[], object], device: torch.device, least: float = 5.0):
+    """How often `work()` runs in a second, measured for `least` seconds after one run to warm up."""
+    work()
+    synchronize(device)
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < least:
+        work()
+        synchronize(device)
+        count += 1
+    return count / (time.perf_counter() - began)
+
+
+def stock_tacotron(config: TacotronConfig, steps: int):
+    """torchaudio's Tacotron2 with the sizes of ours; never stops before `steps` frames."""
+    from torchaudio.models import Tacotron2 as Stock
+
+    return Stock(
+        n_symbol=config.symbols, symbol_embedding_dim=config.encoder,
+        encoder_embedding_dim=config.encoder, decoder_rnn_dim=config.decoder,
+        attention_rnn_dim=config.decoder, attention_hidden_dim=config.attention,
+        prenet_dim=config.prenet, postnet_embedding_dim=config.postnet,
+        decoder_max_step=steps, gate_threshold=1.0,
+    )  # fmt: skip
+
+
+def sentences(device: torch.device) -> Utterances:
+    """One batch of random sentences, all of one length."""
+    g = torch.Generator().manual_seed(0)
+    text = torch.randint(2, 36, (BATCH, LETTERS), generator=g)
+    mel = torch.randn(BATCH, 80, FRAMES, generator=g).clamp(min=SILENCE)
+    every = Utterances(
+        text, torch.full((BATCH,), LETTERS), torch.randn(BATCH, 256, generator=g), mel,
+        torch.full((BATCH,), FRAMES), list(range(BATCH)),
+    )  # fmt: skip
+    return every.to(device)
+
+
+def training(device: torch.device, config: TacotronConfig) -> Claim:
+    """Mel frames per second through one training step: forward, backward, clipping, AdamW."""
+    seed_everything(0)
+    every = sentences(device)
+    batch = every.batch(range(BATCH), config.r)
+    stock = stock_tacotron(config, FRAMES).to(device)
+    ours = TacotronLoss(Tacotron2(config)).to(device)
+    if device.type == "cuda":
+        capture(ours, batch)
+
+    def step(model: torch.nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+
+        def work() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            with autocast(device, device.type == "cuda"):
+                value = loss()
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+        return work
+
+    def stock_loss() -> Tensor:
+        before, after, gate, _ = stock(
+            every.text, every.text_lengths, every.mel, every.mel_lengths
+        )
+        target = torch.zeros_like(gate)
+        target[:, -1] = 1
+        return (
+            F.mse_loss(before, every.mel)
+            + F.mse_loss(after, every.mel)
+            + F.binary_cross_entropy_with_logits(gate, target)
+        )
+
+    theirs = BATCH * FRAMES * per_second(step(stock.train(), stock_loss), device)
+    mine = BATCH * FRAMES * per_second(step(ours.train(), lambda: ours(batch)), device)
+    what = f"training mel frames/s, torchaudio's Tacotron2 of the same sizes (r = {config.r})"
+    return Claim(what, theirs, mine, "1/s", 2, higher=True)
+
+
+def speaking(device: torch.device, config: TacotronConfig) -> Claim:
+    """Mel frames per second in free running, the whole batch at once in both."""
+    seed_everything(0)
+    every = sentences(device)
+    stock = stock_tacotron(config, FRAMES).to(device).eval()
+    ours = Tacotron2(config).to(device).eval()
+    args = (every.text, every.text_lengths)
+
+    def generate() -> None:
+        ours.generate(*args, every.d_vectors, threshold=1.0, max_frames=FRAMES)
+
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter(
+            "ignore"
+        )  # random weights never stop: that is wanted here
+        theirs = BATCH * FRAMES * per_second(lambda: stock.infer(*args), device)
+        mine = BATCH * FRAMES * per_second(generate, device)
+    what = f"synthesis mel frames/s, torchaudio's Tacotron2 of the same sizes (r = {config.r})"
+    return Claim(what, theirs, mine, "1/s", 2, higher=True)
+
+
+def vocoders(
+    device: torch.device,
+    iterations: int = 32,
+    sizes: Mapping[str, WaveGlowConfig] | None = None,
+) -> list[Claim]:
+    """Seconds of sound per second of computing, by Griffin-Lim; the real-time factor of every vocoder is printed.
+
+    WaveGlow, in the `sizes` that Day 11 trains, has no stock of its kind to be compared with.
+    """
+    s, front = KATHLEEN, SynthesisMel().to(device)
+    g = torch.Generator().manual_seed(0)
+    waves = 0.1 * torch.randn(WAVES, round(SECONDS * s.sample_rate), generator=g)
+    mel = front(waves.to(device))
+    mine = real_time_factor(
+        lambda: front.griffin_lim(mel, iterations), s.sample_rate, device
+    )
+    print(f"real-time factor, Griffin-Lim of {iterations} iterations: {mine:.4f}")
+    for name, config in (GLOWS if sizes is None else sizes).items():
+        glow = WaveGlow(config).to(device).eval()
+        factor = real_time_factor(partial(glow.decode, mel), s.sample_rate, device, 1)
+        what = f"WaveGlow of {count_parameters(glow):,} weights ({name})"
+        print(f"real-time factor, {what}: {factor:.4f}")
+    if not importlib.util.find_spec("librosa"):
+        print("librosa's mel_to_audio: not measured, librosa is not installed")
+        return []
+    import librosa
+
+    power = front.power(mel).cpu().numpy()
+
+    def stock() -> list[Tensor]:
+        return [
+            torch.from_numpy(
+                librosa.feature.inverse.mel_to_audio(
+                    m, sr=s.sample_rate, n_fft=s.n_fft, hop_length=s.hop, n_iter=iterations,
+                    fmin=s.f_min, fmax=s.f_max, htk=True, norm=None,
+                )
+            )
+            for m in power
+        ]  # fmt: skip
+
+    theirs = real_time_factor(stock, s.sample_rate, torch.device("cpu"), 1)
+    what = f"Griffin-Lim, seconds of sound per second, librosa wave by wave ({iterations} iterations)"
+    return [Claim(what, 1 / theirs, 1 / mine, "s/s", 2, higher=True)]
+
+
+def run() -> list[Claim]:
+    """The claims, on this machine's device; that of the d-vectors, resemblyzer's own call one by one against
+    ours in batches, is Day 13's."""
+    from .speaker import embeddings
+
+    device, config = pick_device(), TacotronConfig()
+    return [
+        training(device, config),
+        speaking(device, config),
+        *vocoders(device, sizes={k: v for k, v in GLOWS.items() if k != "quick"}),
+        *embeddings(),
+    ]

@@ -1,0 +1,532 @@
+"""What a recogniser needs around its network: letters, CTC decoding, error rates, batches, word sequences."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import math
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..features import SAMPLE_RATE, as_float
+from ..metrics import Difference, Interval, bootstrap_ratio
+from ..speech.corpora import Sentences
+
+# --- letters ----------------------------------------------------------------------------------------
+
+PAD, UNKNOWN, SEPARATOR = "<pad>", "<unk>", "|"
+"""The CTC blank (which also pads), what the tokenizer says for a strange letter, and the space between words."""
+
+
+def normalise(text: str) -> str:
+    """Text as it is trained and scored: capitals, apostrophes kept, accents and other punctuation away.
+
+    Digits and letters of other scripts stay, so that `Vocabulary.encode` can complain of them: how a
+    number is spoken cannot be known from its digits.
+    """
+    text = text.replace("’", "'").replace("‘", "'").replace("ʼ", "'").upper()
+    plain = unicodedata.normalize("NFKD", text)
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    kept = (c if c.isalnum() or c == "'" else " " for c in plain)
+    return " ".join("".join(kept).split())
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The symbols that the network chooses from; a symbol's number is its place, and `<pad>` is CTC's blank."""
+
+    symbols: tuple[str, ...] = (
+        PAD, UNKNOWN, SEPARATOR, "'", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for wanted in (PAD, SEPARATOR):
+            if self.symbols.count(wanted) != 1:
+                raise ValueError(f"the vocabulary needs {wanted!r} once")
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    @property
+    def blank(self) -> int:
+        """The number of CTC's blank."""
+        return self.symbols.index(PAD)
+
+    @property
+    def letters(self) -> list[int]:
+        """The numbers that may stand in a transcript: all but `<...>`."""
+        return [i for i, s in enumerate(self.symbols) if not s.startswith("<")]
+
+    def encode(self, text: str) -> list[int]:
+        """Normalised text as numbers, `|` between the words; no numbers for an empty text.
+
+        Raises ValueError that names the letters which are not in the vocabulary.
+        """
+        number = {s: i for i, s in enumerate(self.symbols) if not s.startswith("<")}
+        letters = SEPARATOR.join(text.split())
+        strange = sorted({c for c in letters if c not in number})
+        if strange:
+            hint = (
+                "normalise(text) writes capitals and drops punctuation"
+                if any(normalise(c) in number or not normalise(c) for c in strange)
+                else "write numbers as words, and leave other scripts out"
+            )
+            raise ValueError(
+                f"{' '.join(strange)!r} in {text[:60]!r} is not in the vocabulary: {hint}."
+            )
+        return [number[c] for c in letters]
+
+    def decode(self, numbers: Iterable[int]) -> str:
+        """Numbers as text, each letter as it stands (after `collapse`); `<...>` is left out."""
+        kept = set(self.letters)
+        text = "".join(self.symbols[i] for i in numbers if i in kept)
+        return " ".join(text.replace(SEPARATOR, " ").split())
+
+
+def collapse(numbers: Sequence[int], blank: int) -> list[int]:
+    """CTC's rule: repetitions become one, then blanks go (Graves et al., 2006)."""
+    once = [n for i, n in enumerate(numbers) if i == 0 or n != numbers[i - 1]]
+    return [n for n in once if n != blank]
+
+
+def frames_needed(numbers: Sequence[int]) -> int:
+    """The fewest frames that can spell these numbers: one each, and a blank between two equal ones."""
+    twins = sum(a == b for a, b in itertools.pairwise(numbers))
+    return len(numbers) + twins
+
+
+def blank_share(logits: Tensor, frames: Tensor, blank: int) -> float:
+    """Share of frames whose likeliest symbol is the blank, 0 to 1; padding does not count."""
+    inside = torch.arange(logits.shape[1], device=logits.device) < frames[:, None]
+    return (logits.argmax(-1) == blank)[inside].double().mean().item()
+
+
+class WordModel:
+    """A word n-gram model with interpolated Kneser-Ney smoothing, trained from texts (Chen & Goodman, 1999).
+
+    Probabilities are over the words of the texts, the end of the sentence, and one place for all
+    unknown words. The lower orders count in how many contexts a word was seen, not how often.
+    """
+
+    START, END = "<s>", "</s>"
+
+    def __init__(
+        self, texts: Iterable[str], order: int = 3, discount: float = 0.75
+    ) -> None:
+        if order < 1 or not 0 < discount < 1:
+            raise ValueError(
+                "order 1 or more and a discount between 0 and 1 are wanted"
+            )
+        self.order, self.discount = order, discount
+        self.counts: list[dict[tuple, Counter]] = [
+            defaultdict(Counter) for _ in range(order)
+        ]
+        for text in texts:
+            words = [self.START] * (order - 1) + text.split() + [self.END]
+            for i in range(order - 1, len(words)):
+                self.counts[-1][tuple(words[i - order + 1 : i])][words[i]] += 1
+        for n in range(order - 2, -1, -1):
+            for context, seen in self.counts[n + 1].items():
+                for word in seen:
+                    self.counts[n][context[1:]][word] += 1
+        if not self.counts[0]:
+            raise ValueError("a language model needs texts")
+        self.words = set(self.counts[0][()])
+        self._known: dict[tuple, float] = {}
+
+    def log_prob(self, word: str, history: Sequence[str] = ()) -> float:
+        """Natural logarithm of p(word | the words before), these from the sentence's beginning on."""
+        padded = (self.START,) * (self.order - 1) + tuple(history)
+        context = padded[len(padded) - self.order + 1 :]
+        key = (*context, word if word in self.words else UNKNOWN)
+        if key not in self._known:
+            self._known[key] = math.log(self._probability(key[-1], context))
+        return self._known[key]
+
+    def _probability(self, word: str, context: tuple[str, ...]) -> float:
+        p = 1 / (len(self.words) + 1)  # all known words and the unknown one alike
+        for n in range(self.order):
+            seen = self.counts[n].get(context[len(context) - n :])
+            if seen:
+                total = sum(seen.values())
+                left = self.discount * len(seen) / total
+                p = max(seen[word] - self.discount, 0) / total + left * p
+        return p
+
+    def score(self, text: str) -> float:
+        """Natural logarithm of the probability of a whole sentence, its end included."""
+        words = [*text.split(), self.END]
+        return sum(self.log_prob(w, words[:i]) for i, w in enumerate(words))
+
+    def perplexity(self, texts: Iterable[str]) -> float:
+        """exp of minus the mean logarithm per word, ends counted as words."""
+        texts = list(texts)
+        count = sum(len(text.split()) + 1 for text in texts)
+        return math.exp(-sum(self.score(text) for text in texts) / count)
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A decoded text and its score: log p(letters | sound) + alpha log p(words) + beta (number of words)."""
+
+    text: str
+    score: float
+
+
+def beam_search(
+    log_probs: Tensor,
+    vocabulary: Vocabulary,
+    beam: int = 16,
+    model: WordModel | None = None,
+    alpha: float = 0.5,
+    beta: float = 1.0,
+    floor: float = -12.0,
+    words: Collection[str] | None = None,
+) -> list[Hypothesis]:
+    """Prefix beam search over one utterance, the best hypothesis first (Hannun et al., 2014, arXiv:1408.2873).
+
+    `log_probs` `(time, symbols)` natural logarithms. All alignments that spell the same words are
+    summed up. With a `model` each finished word adds `alpha` times its log probability and `beta`.
+    Letters below `floor` in a frame are not tried there; `beam` prefixes live on after each frame. With a list
+    of `words` (a lexicon) no other word can be written: a prefix that begins none of them takes no place in the
+    beam, and a text that ends within a word does not count. Raises ValueError for an empty list.
+    """
+    if words is not None and not words:
+        raise ValueError("an empty list of words leaves nothing to write")
+    blank, letters = vocabulary.blank, vocabulary.letters
+    space = vocabulary.symbols.index(SEPARATOR)
+    known = {"", *(words or ())}
+    starts = {word[:n] for word in known for n in range(1, len(word) + 1)}
+    alive: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, -math.inf)}
+    spelled: dict[tuple[int, ...], tuple[tuple[str, ...], str, float]] = {
+        (): ((), "", 0.0)
+    }  # prefix: finished words, letters of the word begun, what the words have added
+
+    def closed(said: tuple[str, ...], begun: str, bonus: float):
+        if model and begun:
+            bonus += alpha * model.log_prob(begun, said) + beta
+        return ((*said, begun) if begun else said), "", bonus
+
+    def spell(prefix: tuple[int, ...]) -> float:
+        """What the words of the prefix add to its score."""
+        if prefix not in spelled:
+            said, begun, bonus = spelled[prefix[:-1]]
+            spelled[prefix] = (
+                closed(said, begun, bonus)
+                if prefix[-1] == space
+                else (said, begun + vocabulary.symbols[prefix[-1]], bonus)
+            )
+        return spelled[prefix][2]
+
+    def may_follow(prefix: tuple[int, ...], i: int) -> bool:
+        """Whether the prefix with one more letter still begins words of the list."""
+        begun = spelled[prefix][1]
+        return begun in known if i == space else begun + vocabulary.symbols[i] in starts
+
+    for row in log_probs.double().cpu().tolist():
+        tried = [i for i in letters if row[i] > floor]
+        grown: dict[tuple[int, ...], list[float]] = {}
+        for prefix, (in_blank, in_letter) in alive.items():
+            either = _log_add(in_blank, in_letter)
+            same = grown.setdefault(prefix, [-math.inf, -math.inf])
+            same[0] = _log_add(same[0], either + row[blank])
+            for i in tried:
+                before = either
+                if prefix and prefix[-1] == i:
+                    same[1] = _log_add(same[1], in_letter + row[i])
+                    before = in_blank  # a twin letter needs a blank between
+                if words is not None and not may_follow(prefix, i):
+                    continue
+                longer = grown.setdefault((*prefix, i), [-math.inf, -math.inf])
+                longer[1] = _log_add(longer[1], before + row[i])
+        scored = ((_log_add(*p) + spell(q), q) for q, p in grown.items())
+        ranked = sorted((x for x in scored if x[0] > -math.inf), reverse=True)
+        alive = {q: (grown[q][0], grown[q][1]) for _, q in ranked[:beam]}
+    heard: dict[str, float] = {}
+    added: dict[str, float] = {}
+    if words is not None:  # what is unfinished was not said
+        alive = {q: p for q, p in alive.items() if spelled[q][1] in known}
+        alive = alive or {(): (-math.inf, -math.inf)}
+    for prefix, p in alive.items():
+        said, _, bonus = closed(*spelled[prefix])
+        if model:
+            bonus += alpha * model.log_prob(model.END, said)
+        text = " ".join(said)  # the same for one separator and for several
+        heard[text] = _log_add(heard.get(text, -math.inf), _log_add(*p))
+        added[text] = bonus
+    found = [Hypothesis(text, p + added[text]) for text, p in heard.items()]
+    return sorted(found, key=lambda h: h.score, reverse=True)
+
+
+def _log_add(a: float, b: float) -> float:
+    """log(exp(a) + exp(b))."""
+    high, low = (a, b) if a >= b else (b, a)
+    return high if low == -math.inf else high + math.log1p(math.exp(low - high))
+
+
+# --- errors -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Counts over all words of a set; rates are per reference word (WER) or letter (CER) and may exceed 1."""
+
+    wer: float
+    cer: float
+    substitutions: int
+    deletions: int
+    insertions: int
+    words: int
+
+    @property
+    def word_accuracy(self) -> float:
+        """1 - WER, not below 0: the `accuracy` of the results table."""
+        return max(0.0, 1.0 - self.wer)
+
+    def __str__(self) -> str:
+        kinds = f"{self.substitutions} substitutions, {self.deletions} deletions, {self.insertions} insertions"
+        return f"WER {self.wer:.4f}, CER {self.cer:.4f}: {kinds}, {self.words} words"
+
+
+def errors(references: Sequence[str], outputs: Sequence[str]) -> Errors:
+    """Word and character error rate by jiwer, over all utterances together.
+
+    An utterance whose reference is empty adds its output's words as insertions. Raises ValueError when
+    the lists differ in length or no reference has a word.
+    """
+    import jiwer
+
+    references, outputs = list(references), list(outputs)
+    _check_pairs(references, outputs)
+    words = jiwer.process_words(references, outputs)
+    letters = jiwer.process_characters(references, outputs)
+    count = words.hits + words.substitutions + words.deletions
+    return Errors(
+        words.wer, letters.cer, words.substitutions, words.deletions, words.insertions, count
+    )  # fmt: skip
+
+
+def word_errors(
+    references: Sequence[str], outputs: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each utterance its word errors and its reference words, both `(utterances,)`, for the bootstrap."""
+    import jiwer
+
+    references, outputs = list(references), list(outputs)
+    _check_pairs(references, outputs)
+    aligned = jiwer.process_words(references, outputs)
+    wrong = [
+        sum(
+            max(c.ref_end_idx - c.ref_start_idx, c.hyp_end_idx - c.hyp_start_idx)
+            for c in chunks
+            if c.type != "equal"
+        )
+        for chunks in aligned.alignments
+    ]
+    return np.array(wrong), np.array([len(words) for words in aligned.references])
+
+
+def wer_interval(
+    references: Sequence[str],
+    outputs: Sequence[str],
+    groups: Sequence | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """WER with its 95 % bootstrap interval (Bisani & Ney, 2004); `groups` are the speakers, drawn as a whole."""
+    return bootstrap_ratio(*word_errors(references, outputs), groups, resamples, seed)
+
+
+def wer_difference(
+    references: Sequence[str],
+    first: Sequence[str],
+    second: Sequence[str],
+    groups: Sequence | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Difference:
+    """WER of `first` minus that of `second` on the same utterances, with its 95 % interval."""
+    a, words = word_errors(references, first)
+    b, _ = word_errors(references, second)
+    return Difference.of(bootstrap_ratio(a - b, words, groups, resamples, seed))
+
+
+def _check_pairs(references: Sequence[str], outputs: Sequence[str]) -> None:
+    if len(references) != len(outputs):
+        raise ValueError(f"{len(references)} references and {len(outputs)} outputs")
+    if not any(text.split() for text in references):
+        raise ValueError("no reference has a word, so there is no error rate")
+
+
+COLOURS = {"substitute": "#b45f06", "delete": "#c00000", "insert": "#0a7d28"}
+
+
+def aligned(reference: str, output: str) -> list[tuple[str, str, str]]:
+    """The words side by side: (`equal`, `substitute`, `delete` or `insert`, reference word, output word)."""
+    import jiwer
+
+    ref, out = reference.split(), output.split()
+    if not ref or not out:
+        return [("delete", w, "") for w in ref] + [("insert", "", w) for w in out]
+    pairs = []
+    for c in jiwer.process_words(reference, output).alignments[0]:
+        a, b = (
+            ref[c.ref_start_idx : c.ref_end_idx],
+            out[c.hyp_start_idx : c.hyp_end_idx],
+        )
+        size = max(len(a), len(b))
+        a, b = a + [""] * (size - len(a)), b + [""] * (size - len(b))
+        pairs += [(c.type, x, y) for x, y in zip(a, b, strict=True)]
+    return pairs
+
+
+def _signed(kind: str, ref: str, out: str) -> str:
+    signs = {"substitute": f"{ref}→{out}", "delete": f"−{ref}", "insert": f"+{out}"}
+    return signs.get(kind, ref)
+
+
+def alignment_text(reference: str, output: str) -> str:
+    """One line: `RIGHT UP→GO −ZERO +LEFT` for a substitution, a deletion and an insertion."""
+    return " ".join(_signed(*pair) for pair in aligned(reference, output))
+
+
+def alignment_html(reference: str, output: str) -> str:
+    """The same signs, in colour too: orange, red, green."""
+    spans = []
+    for kind, ref, out in aligned(reference, output):
+        text = html.escape(_signed(kind, ref, out))
+        colour = COLOURS.get(kind)
+        spans.append(f'<b style="color:{colour}">{text}</b>' if colour else text)
+    return " ".join(spans)
+
+
+def transcripts_html(references: Sequence[str], outputs: Sequence[str]) -> str:
+    """A table of reference, output, and the two aligned with every error marked by colour and by sign."""
+    _check_pairs(references, outputs)
+    rows = "".join(
+        f"<tr><td>{html.escape(ref)}</td><td>{html.escape(out)}</td>"
+        f"<td>{alignment_html(ref, out)}</td></tr>"
+        for ref, out in zip(references, outputs, strict=True)
+    )
+    head = "<tr><th>reference</th><th>output</th><th>errors</th></tr>"
+    return f"<table>{head}{rows}</table>"
+
+
+# --- batches ----------------------------------------------------------------------------------------
+
+
+def length_batches(
+    lengths: Sequence[int] | np.ndarray,
+    batch_size: int,
+    generator: torch.Generator | None = None,
+    bucketed: bool = True,
+    most: int | None = None,
+) -> list[list[int]]:
+    """Numbers of utterances in batches of similar length, so that little is padded.
+
+    With a `generator` neighbours in length are mixed and the batches come in a random order; without,
+    they are sorted, the shortest first. `bucketed=False` is the stock way: any length beside any other.
+    `most` bounds the samples of a batch, padding included: fewer long utterances, no memory run out.
+    """
+    lengths = np.asarray(lengths)
+    if generator is None:
+        order = np.argsort(lengths, kind="stable")
+    elif bucketed:
+        mix = 1 + 0.1 * torch.rand(len(lengths), generator=generator).numpy()
+        order = np.argsort(lengths * mix, kind="stable")
+    else:
+        order = torch.randperm(len(lengths), generator=generator).numpy()
+    batches: list[list[int]] = []
+    longest = 0
+    for i in order.tolist():
+        longest = max(longest, int(lengths[i]))
+        full = not batches or len(batches[-1]) == batch_size
+        if full or (most and longest * (len(batches[-1]) + 1) > most):
+            batches.append([])
+            longest = int(lengths[i])
+        batches[-1].append(i)
+    if generator is not None and bucketed:
+        shuffled = torch.randperm(len(batches), generator=generator).tolist()
+        batches = [batches[i] for i in shuffled]
+    return batches
+
+
+@dataclass
+class Batch:
+    """Utterances padded to one length, on one device.
+
+    `x` is waves `(batch, time)` in float32, or a frozen encoder's output `(batch, frames, channels)`;
+    `lengths` `(batch,)` counts samples or frames. `labels` `(batch, letters)` is padded with the blank,
+    `label_lengths` `(batch,)` says how many count.
+    """
+
+    x: Tensor
+    lengths: Tensor
+    labels: Tensor
+    label_lengths: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def collate(
+    sentences: Sentences,
+    numbers: Sequence[int],
+    vocabulary: Vocabulary,
+    device: torch.device | None = None,
+    normalised: bool = True,
+) -> Batch:
+    """These utterances as a batch; waves of mean 0 and variance 1 as wav2vec 2.0 was trained on.
+
+    Raises ValueError for another rate than 16 kHz and for a text that the vocabulary cannot write.
+    """
+    check_rate(sentences.rate)
+    device = device or torch.device("cpu")
+    waves = [sentences.wave(i) for i in numbers]
+    lengths = torch.tensor([len(w) for w in waves])
+    x = np.zeros((len(waves), int(lengths.max())), np.int16)
+    for row, wave in zip(x, waves, strict=True):
+        row[: len(wave)] = wave
+    x, lengths = torch.from_numpy(x).to(device), lengths.to(device)
+    x = as_float(x) if not normalised else normalise_waves(as_float(x), lengths)
+    labels, label_lengths = encode_texts(
+        [sentences.texts[i] for i in numbers], vocabulary
+    )
+    return Batch(x, lengths, labels.to(device), label_lengths.to(device))
+
+
+def encode_texts(texts: Sequence[str], vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+    """Normalised and encoded texts, padded with the blank: `(batch, letters)`, and their lengths `(batch,)`."""
+    codes = [vocabulary.encode(normalise(text)) for text in texts]
+    label_lengths = torch.tensor([len(c) for c in codes])
+    labels = torch.full(
+        (len(codes), max(1, int(label_lengths.max()))), vocabulary.blank
+    )
+    for row, code in zip(labels, codes, strict=True):
+        row[: len(code)] = torch.tensor(code, dtype=torch.long)
+    return labels, label_lengths
+
+
+def check_rate(rate: int) -> None:
+    """Raise ValueError for sound that is not at 16 kHz: at another rate every phone has another spectrum."""
+    if rate != SAMPLE_RATE:
+        raise ValueError(
+            f"the sound is at {rate:,} Hz, wav2vec 2.0 hears {SAMPLE_RATE:,}: pass it through "
+            "features.resample (or read it with features.read_audio, which does)."
+        )
+
+
+def normalise_waves(x: Tensor, lengths: Tensor) -> Tensor:
+    """`(batch, time)` with mean 0 and variance 1 over each utterance's own samples; padding becomes 0."""
+    inside = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+    count = lengths[:, None].clamp(min=1)
+    mean = (x * inside).sum(1, keepdim=True) / count
+    centred = (x - mean) * inside
+    variance = centred.square().sum(1, keepdim=True) / count
+    return centred / (variance + 1e-7).sqrt()

@@ -1,0 +1,479 @@
+"""A small ECAPA-TDNN speaker encoder and its training (Desplanques et al., 2020, arXiv:2005.07143)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import days
+from ..features import (
+    SAMPLE_RATE,
+    LogMel,
+    as_float,
+    resample,
+)
+from ..logger import Run
+from ..speech.augment import (
+    add_noise,
+    joined,
+    noise_segments,
+    reverberate,
+    room_response,
+    spec_augment,
+)
+from ..speech.corpora import Corpus, Sentences, speech_commands
+from ..training import (
+    History,
+    fit_one_cycle,
+    load_weights,
+)
+from .ge2e import HOP, Embedder, slice_starts
+from .verification import all_pairs, cosine_scores, eer
+
+# --- a network of our own -----------------------------------------------------------------------------
+
+
+def conv_block(before: int, after: int, kernel: int, dilation: int = 1) -> nn.Module:
+    """Convolution over time that keeps the length, ReLU, batch norm."""
+    padding = dilation * (kernel - 1) // 2
+    return nn.Sequential(
+        nn.Conv1d(before, after, kernel, dilation=dilation, padding=padding),
+        nn.ReLU(),
+        nn.BatchNorm1d(after),
+    )
+
+
+class SERes2Block(nn.Module):
+    """Squeeze-excitation Res2 block: `(batch, channels, frames)` to the same.
+
+    The channels are parted into `scale` groups; each is convolved after what the group before gave
+    was added, so later groups see further (Gao et al., 2021). Then every channel is weighed by a gate that
+    saw the mean over time (Hu et al., 2018).
+    """
+
+    def __init__(
+        self, channels: int, dilation: int, scale: int = 8, squeeze: int = 64
+    ) -> None:
+        super().__init__()
+        if channels % scale:
+            raise ValueError(f"{channels} channels do not part into {scale} groups")
+        width = channels // scale
+        self.before = conv_block(channels, channels, 1)
+        self.branches = nn.ModuleList(
+            conv_block(width, width, 3, dilation) for _ in range(scale - 1)
+        )
+        self.after = conv_block(channels, channels, 1)
+        self.gate = nn.Sequential(
+            nn.Linear(channels, squeeze),
+            nn.ReLU(),
+            nn.Linear(squeeze, channels),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *others = self.before(x).chunk(len(self.branches) + 1, 1)
+        outputs = [first]
+        for i, (part, branch) in enumerate(zip(others, self.branches, strict=True)):
+            outputs.append(branch(part + outputs[-1] if i else part))
+        y = self.after(torch.cat(outputs, 1))
+        return x + y * self.gate(y.mean(2)).unsqueeze(2)
+
+
+class AttentiveStatistics(nn.Module):
+    """Mean and deviation over time, each frame weighed for each channel: `(batch, c, frames)` to `(batch, 2 c)`.
+
+    Okabe et al., 2018; the weights see mean and deviation of the whole as well (Desplanques et al., 2020).
+    """
+
+    def __init__(self, channels: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.weigh = nn.Sequential(
+            conv_block(3 * channels, hidden, 1),
+            nn.Tanh(),
+            nn.Conv1d(hidden, channels, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        even = torch.full_like(x[:, :1], 1 / x.shape[2])
+        whole = self.statistics(x, even).unsqueeze(2).expand(-1, -1, x.shape[2])
+        weights = self.weigh(torch.cat([x, whole], 1)).softmax(2)
+        return self.statistics(x, weights)
+
+    @staticmethod
+    def statistics(x: Tensor, weights: Tensor) -> Tensor:
+        mean = (weights * x).sum(2)
+        square = (weights * (x - mean.unsqueeze(2)).square()).sum(2)
+        return torch.cat([mean, square.clamp(min=1e-5).sqrt()], 1)
+
+
+class SpeakerNet(Embedder):
+    """A small ECAPA-TDNN (Desplanques et al., 2020, arXiv:2005.07143) on log-mel features.
+
+    `(batch, time)` waves at 16 kHz, int16 or float, to embeddings `(batch, dim)`. Each mel channel is
+    freed of its mean over time, and with it of what microphone and level add. `masks` are the most hidden
+    frames and channels of SpecAugment while training. `embed` cuts utterances into windows of `frames`
+    frames; a shorter one is repeated until it fills a window.
+    """
+
+    def __init__(
+        self,
+        channels: int = 256,
+        pooled: int = 512,
+        dim: int = 192,
+        n_mels: int = 80,
+        masks: tuple[int, int] = (10, 8),
+        frames: int = 300,
+        rate: float = 0.67,
+    ) -> None:
+        super().__init__()
+        self.frames, self.rate, self.masks, self.dim = frames, rate, masks, dim
+        self.front_end = LogMel(n_mels)
+        self.first = conv_block(n_mels, channels, 5)
+        self.blocks = nn.ModuleList(SERes2Block(channels, d) for d in (2, 3, 4))
+        self.join = conv_block(3 * channels, pooled, 1)
+        self.pool = AttentiveStatistics(pooled)
+        self.head = nn.Sequential(
+            nn.BatchNorm1d(2 * pooled), nn.Linear(2 * pooled, dim), nn.BatchNorm1d(dim)
+        )
+
+    def features(self, wave: Tensor) -> Tensor:
+        """What the network sees: `(batch, n_mels, frames)`, each channel with mean 0 over time."""
+        features = self.front_end(as_float(wave))
+        return features - features.mean(2, keepdim=True)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        features = self.features(wave)
+        if self.training and any(self.masks):
+            features = spec_augment(features, None, *self.masks)
+        x = self.first(features)
+        outputs, total = [], x
+        for block in self.blocks:  # each block sees the sum of all before it
+            outputs.append(block(total))
+            total = total + outputs[-1]
+        return self.head(self.pool(self.join(torch.cat(outputs, 1))))
+
+    def encode(self, segments: Tensor) -> Tensor:
+        return F.normalize(self(segments).float(), dim=1)
+
+    def segments(self, wave: Tensor) -> Tensor:
+        return whole_windows(wave, self.frames, self.rate, self.coverage)
+
+
+def whole_windows(wave: Tensor, frames: int, rate: float, coverage: float) -> Tensor:
+    """Windows full of sound: a short wave is repeated, the last window ends where the wave does."""
+    size = frames * HOP
+    if len(wave) < size:
+        wave = wave.repeat(math.ceil(size / len(wave)))[:size]
+    starts = slice_starts(len(wave), frames, rate, coverage)
+    last = len(wave) - size
+    return torch.stack(
+        [wave[s : s + size] for s in (min(i * HOP, last) for i in starts)]
+    )
+
+
+class SpeakerClassifier(nn.Module):
+    """An encoder and one direction for each training speaker: `(batch, time)` to cosines `(batch, speakers)`."""
+
+    def __init__(self, encoder: SpeakerNet, speakers: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.directions = nn.Parameter(torch.empty(speakers, encoder.dim))
+        nn.init.xavier_normal_(self.directions)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        embedding = self.encoder(wave)
+        with torch.autocast(wave.device.type, enabled=False):
+            unit = F.normalize(embedding.float(), dim=1)
+            return unit @ F.normalize(self.directions, dim=1).T
+
+
+def aam_softmax(
+    cosines: Tensor, labels: Tensor, margin: float = 0.2, scale: float = 30.0
+) -> Tensor:
+    """Additive angular margin loss (ArcFace, Deng et al., 2019, arXiv:1801.07698): a scalar.
+
+    `cosines` `(batch, speakers)` between embeddings and the speakers' directions. The angle to the own
+    speaker is made `margin` radians larger before the softmax, so the network must come nearer
+    than it would need to. Where angle + margin would pass 180 degrees, the cosine goes on falling in a line.
+    """
+    own = cosines.gather(1, labels[:, None]).clamp(-1 + 1e-6, 1 - 1e-6)
+    sine = (1 - own.square()).sqrt()
+    further = own * math.cos(margin) - sine * math.sin(margin)
+    line = own - margin * math.sin(margin)
+    further = torch.where(own > -math.cos(margin), further, line)
+    return F.cross_entropy(scale * cosines.scatter(1, labels[:, None], further), labels)
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Crops:
+    """Batches of random crops `(batch, crop)` with labels `(batch,)`, in the place of `data.Batches`.
+
+    `samples` int16 `(all samples,)` lies on the device; utterance i is `samples[starts[i] : starts[i] +
+    lengths[i]]` and has the class `labels[i]`. An epoch is `batches` batches; what is in epoch e depends
+    on `seed` and `e` alone, so a run that was killed goes on with the batches that it would have had.
+    A class is drawn in proportion to its seconds raised to `power` (0: all classes alike, 1: as much as
+    there is), an utterance of it in proportion to its length. An utterance shorter than the crop goes
+    round. `augment(x, generator)` gets the int16 batch and returns floats.
+    """
+
+    def __init__(
+        self,
+        samples: Tensor,
+        starts: Sequence[int] | np.ndarray,
+        lengths: Sequence[int] | np.ndarray,
+        labels: Sequence[int] | np.ndarray,
+        *,
+        crop: int,
+        batch_size: int,
+        batches: int,
+        seed: int = 0,
+        power: float = 0.5,
+        augment: Augment | None = None,
+    ) -> None:
+        self.samples = samples
+        self.starts, self.lengths, self.labels = (
+            torch.as_tensor(np.asarray(x)).long() for x in (starts, lengths, labels)
+        )
+        if not len(self.starts) or not len(self.starts) == len(self.lengths) == len(
+            self.labels
+        ):
+            raise ValueError(
+                f"{len(self.starts)} starts, {len(self.lengths)} lengths, {len(self.labels)} labels"
+            )
+        if int(self.lengths.min()) < 1:
+            raise ValueError("an utterance has no samples")
+        self.crop, self.batch_size, self.batches = crop, batch_size, batches
+        self.seed, self.augment = seed, augment or (lambda x, g: as_float(x))
+        total = torch.zeros(int(self.labels.max()) + 1, dtype=torch.float64)
+        total.index_add_(0, self.labels, self.lengths.double())
+        self.weights = total[self.labels] ** (power - 1) * self.lengths
+        self._next_epoch = 0
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of epoch `number` (from 0), each `(x, y)`."""
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + number)
+        device = self.samples.device
+        step = torch.arange(self.crop, device=device)
+        for _ in range(self.batches):
+            drawn = torch.multinomial(
+                self.weights, self.batch_size, replacement=True, generator=generator
+            )
+            length = self.lengths[drawn]
+            # a long utterance is cut inside; a short one begins anywhere and goes round
+            room = torch.where(length >= self.crop, length - self.crop + 1, length)
+            offset = (
+                torch.rand(self.batch_size, generator=generator, dtype=torch.float64)
+                * room
+            ).long()
+            start, length, offset = (
+                v.to(device)[:, None] for v in (self.starts[drawn], length, offset)
+            )
+            x = self.samples[start + (offset + step) % length]
+            yield self.augment(x, generator), self.labels[drawn].to(device)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self._next_epoch += 1
+        return self.epoch(self._next_epoch - 1)
+
+
+# --- training -----------------------------------------------------------------------------------------
+
+
+def voice_augmentation(
+    noises: Mapping[str, Tensor],
+    noisy: float = 0.5,
+    wet: float = 0.3,
+    snr_db: tuple[float, float] = (0.0, 20.0),
+    rt60: tuple[float, float] = (0.15, 0.8),
+    rooms: int = 200,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> Augment:
+    """Reverberation in a share `wet` of the crops, then noise in a share `noisy`: int16 to float `(batch, time)`.
+
+    The rooms are made once and drawn from. `rt60` in s, `snr_db` in dB, both drawn evenly.
+    """
+    noise = joined(noises).to(device)
+    g = torch.Generator().manual_seed(seed)
+    times = rt60[0] + (rt60[1] - rt60[0]) * torch.rand(rooms, generator=g)
+    responses = room_response(times, g).to(device)
+
+    def augment(wave: Tensor, generator: torch.Generator) -> Tensor:
+        wave = as_float(wave).clone()
+        count = len(wave)
+        chosen = torch.rand(count, generator=generator).lt(wet).to(wave.device)
+        room = torch.randint(rooms, (count,), generator=generator).to(wave.device)
+        if wet > 0 and chosen.any():
+            wave[chosen] = reverberate(wave[chosen], responses[room[chosen]])
+        chosen = torch.rand(count, generator=generator).lt(noisy).to(wave.device)
+        snr = torch.rand(count, generator=generator).to(wave.device)
+        snr = snr_db[0] + (snr_db[1] - snr_db[0]) * snr
+        if len(noise) and noisy > 0 and chosen.any():
+            some = int(chosen.sum())
+            segments = noise_segments(noise, some, wave.shape[1], generator)
+            wave[chosen] = add_noise(wave[chosen], segments, snr[chosen])
+        return wave
+
+    return augment
+
+
+def validation_eer(
+    encoder: Embedder, waves: Sequence[Tensor], speakers: Sequence[str]
+) -> dict[str, float]:
+    """`{"eer", "similarity"}` over all pairs of these utterances: EER, mean cosine of same-speaker trials."""
+    pairs, same = all_pairs(speakers)
+    scores = cosine_scores(encoder.embed(waves), pairs)
+    return {"eer": eer(scores, same).rate, "similarity": float(scores[same].mean())}
+
+
+@dataclass(frozen=True)
+class SpeakerSettings:
+    """How a SpeakerNet is trained. `seconds` of a crop; `power` balances the speakers (see Crops)."""
+
+    optimizer: str = "AdamW"
+    lr: float = 2e-3
+    batch_size: int = 64
+    margin: float = 0.2
+    scale: float = 30.0
+    seconds: float = 2.0
+    batches: int = 100
+    epochs: int = 10
+    power: float = 0.5
+    channels: int = 256
+
+
+def train_speaker_net(
+    samples: Tensor,
+    starts: Sequence[int] | np.ndarray,
+    lengths: Sequence[int] | np.ndarray,
+    speakers: Sequence[str],
+    validate: Callable[[Embedder], Mapping[str, float]] | None,
+    settings: SpeakerSettings,
+    augment: Augment | None = None,
+    *,
+    encoder: SpeakerNet | None = None,
+    directions: Tensor | None = None,
+    seed: int = 0,
+    run: Run | None = None,
+    mixed: bool = True,
+    **more: Any,
+) -> tuple[SpeakerNet, History]:
+    """Train a SpeakerNet with AAM-softmax on crops of packed utterances: from random weights, or `encoder` on.
+
+    An encoder that is trained on should be given `directions` `(speakers, dim)`, in the order of the sorted names,
+    such as `voice_directions` finds: random ones pull at weights that were good.
+
+    `samples` int16 `(all samples,)` on the device to train on; utterance i begins at `starts[i]`, has
+    `lengths[i]` samples and is by `speakers[i]`. `validate(encoder)` is asked after each epoch, e.g. with
+    `validation_eer`; `more` goes to `training.fit` (checkpoint, stop, bar, label). OneCycle schedule.
+    The same call after a kill goes on where it was. Seed the random numbers before (`seed_everything`).
+    """
+    names = sorted(set(speakers))
+    number = {name: i for i, name in enumerate(names)}
+    batches = Crops(
+        samples, starts, lengths, [number[s] for s in speakers],
+        crop=round(settings.seconds * SAMPLE_RATE), batch_size=settings.batch_size,
+        batches=settings.batches, seed=seed, power=settings.power, augment=augment,
+    )  # fmt: skip
+    encoder = encoder or SpeakerNet(settings.channels)
+    model = SpeakerClassifier(encoder, len(names)).to(samples.device)
+    if directions is not None:
+        with torch.no_grad():
+            model.directions.copy_(directions)
+    history = fit_one_cycle(
+        model, batches, settings.optimizer, settings.lr, settings.epochs, run=run,
+        loss_fn=partial(aam_softmax, margin=settings.margin, scale=settings.scale),
+        validate=(lambda m: validate(m.encoder)) if validate else None, mixed=mixed, **more,
+    )  # fmt: skip
+    return encoder, history
+
+SPEEDS = (1.0, 0.9, 1.1)
+"""A voice played at another speed is another voice: three training speakers from each."""
+
+
+@dataclass(frozen=True)
+class Voices:
+    """Training utterances of many speakers, packed: see `train_speaker_net`."""
+
+    name: str
+    samples: Tensor
+    starts: np.ndarray
+    lengths: np.ndarray
+    speakers: list[str]
+
+
+def training_voices(
+    profile: str, corpus: Corpus, speeds: Sequence[float] = SPEEDS
+) -> Voices:
+    """The speakers to train with: LibriSpeech's and Speech Commands' training parts, each at all `speeds`.
+
+    In quick the bundled sentences' and words' voices. A voice at another speed counts as another speaker
+    (Yamamoto et al., 2019): pitch and formants move together.
+    """
+    words = speech_commands(profile)
+    spoken = words.train.sentences(words.classes)
+    # the bundled words and sentences share voices
+    held_out = {*corpus.validation.speakers, *corpus.test.speakers}
+    spoken = spoken.take([s not in held_out for s in spoken.speakers])
+    parts = [corpus.train, spoken]
+    waves, speakers = [], []
+    for speed in speeds:
+        for part in parts:
+            for i, speaker in enumerate(part.speakers):
+                wave = torch.from_numpy(np.array(part.wave(i)))
+                if speed != 1:
+                    faster = resample(as_float(wave), round(SAMPLE_RATE * speed))
+                    wave = (faster.clamp(-1, 1) * 32767).short()
+                waves.append(wave)
+                speakers.append(f"{speaker} x{speed}")
+    lengths = np.array([len(w) for w in waves])
+    return Voices(
+        f"{corpus.name}+{words.name}", torch.cat(waves), lengths.cumsum() - lengths, lengths, speakers
+    )  # fmt: skip
+
+
+def few_of_each(
+    part: Sentences, most: int, seconds: float = 4.0
+) -> tuple[list[Tensor], list[str]]:
+    """The first `most` utterances of each speaker, cut to `seconds`: waves and speakers, to validate with."""
+    chosen = part.first_of_each(most)
+    waves = [part.sound(i)[: round(seconds * SAMPLE_RATE)] for i in chosen]
+    return waves, [part.speakers[i] for i in chosen]
+
+
+def own_weights(profile: str, seed: int) -> str:
+    """The file's name: `speaker_net_0.safetensors`, of the full profile `speaker_net_full_0.safetensors`."""
+    return f"speaker_net_{'full_' * (profile == 'full')}{seed}.safetensors"
+
+
+def load_own(
+    seed: int = 0, device: torch.device | str = "cpu", profile: str = "study"
+) -> SpeakerNet:
+    """The encoder of Day 13 that this repository ships, on `device` in evaluation mode: for every profile.
+
+    That of the study profile, trained on a CPU; with `profile` full the one trained on a GPU. Raises
+    FileNotFoundError with the command that makes it.
+    """
+    path = days.get(13).folder / "checkpoints" / own_weights(profile, seed)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Day 13's {path.name} is not here: "
+            f"python -m Day13_Speaker_Verification.train --seed {seed} --profile {profile}"
+        )
+    card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    encoder = SpeakerNet(card["settings"]["channels"])
+    load_weights(path, encoder)
+    return encoder.to(device).eval()
