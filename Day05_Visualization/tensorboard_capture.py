@@ -43,16 +43,12 @@ def serve(logdir: Path, timeout: float = 90.0) -> Iterator[str]:
     shown = os.path.relpath(logdir)  # the page prints it: not this machine's folders
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", shown]
     command += ["--port", str(port), "--host", "127.0.0.1", "--load_fast=false"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline, before = time.monotonic() + timeout, None
         wanted = len({p.parent for p in Path(logdir).rglob("events.out.tfevents.*")})
         while True:
-            with contextlib.suppress(
-                urllib.error.URLError, ConnectionError, TimeoutError
-            ):
+            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
                 if wanted and len(ask(url, "/data/runs")) >= wanted:
                     tags = ask(url, "/data/plugin/scalars/tags")
                     if tags and tags == before:  # listed is not yet read
@@ -74,9 +70,7 @@ def serve(logdir: Path, timeout: float = 90.0) -> Iterator[str]:
 def ask(url: str, path: str, **query: str) -> list | dict:
     """The JSON answer of TensorBoard's HTTP interface."""
     whole = f"{url}{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({})
-    )  # loopback, no proxy
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback, no proxy
     with opener.open(whole, timeout=30) as answer:
         return json.load(answer)
 
@@ -90,14 +84,10 @@ def scalars(url: str, run: str, tag: str) -> list[tuple[int, float]]:
 def browser() -> str | None:
     """A Chromium or Chrome on this machine; `$STUDY_BROWSER` names another one."""
     names = (os.environ.get("STUDY_BROWSER") or "", *BROWSERS)
-    return next(
-        (found for name in names if name and (found := shutil.which(name))), None
-    )
+    return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
-def capture(
-    url: str, page: str, png: Path, size: tuple[int, int] = (1500, 1000)
-) -> Path:
+def capture(url: str, page: str, png: Path, size: tuple[int, int] = (1500, 1000)) -> Path:
     """Open `url/#page` in a headless browser, wait until it is drawn, and keep it as `png`.
 
     `page` is TensorBoard's own address after the `#`, e.g. `scalars` or `hparams`. Raises
@@ -120,9 +110,7 @@ def capture(
         ]  # fmt: skip
         subprocess.run(command, capture_output=True, timeout=120, check=False)
         if not shot.exists() or shot.stat().st_size < 10_000:
-            raise DashboardError(
-                f"The browser made no picture of {page}: {' '.join(command)}"
-            )
+            raise DashboardError(f"The browser made no picture of {page}: {' '.join(command)}")
         png.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(shot, png)
     return png

@@ -19,9 +19,7 @@ class LearnedFrontEnd(nn.Module):
     def __init__(self, channels: int = 64, window: int = 400, hop: int = 160) -> None:
         super().__init__()
         self.out_channels = channels
-        self.filters = nn.Conv1d(
-            1, channels, window, stride=hop, padding=window // 2, bias=False
-        )
+        self.filters = nn.Conv1d(1, channels, window, stride=hop, padding=window // 2, bias=False)
         self.smooth = nn.AvgPool1d(3, stride=1, padding=1, count_include_pad=False)
 
     def forward(self, wave: Tensor) -> Tensor:
@@ -61,9 +59,7 @@ def full_conv(before: int, after: int, stride: int) -> nn.Module:
 def separable_conv(before: int, after: int, stride: int) -> nn.Module:
     """The same in two steps: each channel over 9 frames by itself, then all channels at each frame."""
     return nn.Sequential(
-        nn.Conv1d(
-            before, before, 9, stride=stride, padding=4, groups=before, bias=False
-        ),
+        nn.Conv1d(before, before, 9, stride=stride, padding=4, groups=before, bias=False),
         nn.Conv1d(before, after, 1, bias=False),
     )
 

@@ -7,12 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.features import (
-    SAMPLE_RATE,
-    fixed_length,
-    read_audio,
-    to_mono,
-)
+from utils.features import SAMPLE_RATE, fixed_length, read_audio, to_mono
 from utils.models.keyword_net import KeywordNet, probabilities
 
 
@@ -45,6 +40,4 @@ def recognise(
     device = next(model.parameters()).device
     answer = probabilities(model, one_second(sound, rate)[None].to(device))[0]
     values, numbers = answer.cpu().topk(min(top, len(classes)))
-    return [
-        (classes[i], float(p)) for p, i in zip(values, numbers.tolist(), strict=True)
-    ]
+    return [(classes[i], float(p)) for p, i in zip(values, numbers.tolist(), strict=True)]

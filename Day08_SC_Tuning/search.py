@@ -7,11 +7,7 @@ from itertools import accumulate
 
 import optuna
 import torch
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, Trial
 from torch import nn
 
@@ -74,15 +70,11 @@ def build(words: Words, settings: dict, device: torch.device) -> KeywordNet:
     """The network of these settings, SpecAugment of their strength included."""
     masks = (round(20 * settings["strength"]), round(8 * settings["strength"]))
     network = CNN2d(64, settings["width"], ACTIVATIONS[settings["activation"]])
-    model = KeywordNet(
-        LogMel(64), network, len(words.classes), settings["dropout"], masks
-    )
+    model = KeywordNet(LogMel(64), network, len(words.classes), settings["dropout"], masks)
     return model.to(device)
 
 
-def train(
-    words: Words, settings: dict, epochs: int, seed: int, run=None, stop=None, bar=True
-):
+def train(words: Words, settings: dict, epochs: int, seed: int, run=None, stop=None, bar=True):
     """One training by these settings; returns the model and its history."""
     device = words.train.y.device
     seed_everything(seed)
@@ -91,9 +83,7 @@ def train(
     size = min(settings["batch_size"], len(words.train))
     batches = Batches(words.train, size, seed=seed, augment=augment)
     optimizer = torch.optim.AdamW(model.parameters(), settings["lr"], weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings["lr"], epochs * len(batches)
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings["lr"], epochs * len(batches))
     history = fit(
         model, batches, optimizer, epochs=epochs, scheduler=schedule, mixed=True, run=run,
         loss_fn=nn.CrossEntropyLoss(label_smoothing=0.1), stop=stop, bar=bar,
@@ -124,12 +114,8 @@ def objective(log: RunLogger, words: Words, sampler: str, epochs: int) -> Callab
             pruned = not last and trial.should_prune()
             return pruned
 
-        with log.run(
-            role="sweep", sampler=sampler, trial=trial.number, **settings
-        ) as run:
-            model, history = train(
-                words, settings, epochs, seed=0, run=run, stop=stop, bar=False
-            )
+        with log.run(role="sweep", sampler=sampler, trial=trial.number, **settings) as run:
+            model, history = train(words, settings, epochs, seed=0, run=run, stop=stop, bar=False)
             last = history.epochs[-1]
             run.result(final_loss=last["train_loss"], grad_norm=last["grad_norm"])
             run.result(val_loss=last["val_loss"], val_accuracy=last["val_accuracy"])

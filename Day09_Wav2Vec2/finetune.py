@@ -50,11 +50,7 @@ COLUMNS = (
     "deletions", "insertions", "decoder", "val_curve",
 )  # fmt: skip
 
-SHARES = {
-    "random": (1.0, 0.3, 0.1),
-    "pretrained": (1.0, 0.3, 0.1),
-    "pretrained, full": (1.0, 0.1),
-}
+SHARES = {"random": (1.0, 0.3, 0.1), "pretrained": (1.0, 0.3, 0.1), "pretrained, full": (1.0, 0.1)}
 
 CELLS = tuple((init, labels) for init, some in SHARES.items() for labels in some)
 """What is compared: the weights to begin with (random, or pretrained by the study or the full profile), and the
@@ -99,9 +95,7 @@ class Recipe:
         lessons = f"{short}x{first} short, {long}x{second} long"
         if self.different < max(short, long):
             lessons += f", {self.different} different"
-        varied = {
-            k: getattr(self, k) for k in ("speed", "noisy", "microphone", "dropout")
-        }
+        varied = {k: getattr(self, k) for k in ("speed", "noisy", "microphone", "dropout")}
         lessons += "".join(f", {k} {v:g}" for k, v in varied.items() if v)
         return {
             "lr": self.lr, "head_lr": self.head_lr, "batch_size": self.batch_size, "mask": self.mask,
@@ -217,9 +211,7 @@ def train(
     recipe = recipe or RECIPE[profile]
     recogniser = build(profile, init, seed, recipe.mask, recipe.dropout)
     lessons = recipe.lessons(words, labels, first)
-    history = fine_tune(
-        recogniser, lessons, corpus.validation, recipe.settings, seed=seed, **how
-    )
+    history = fine_tune(recogniser, lessons, corpus.validation, recipe.settings, seed=seed, **how)
     return recogniser, history
 
 
@@ -233,9 +225,7 @@ def configuration(
     }  # fmt: skip
 
 
-def results(
-    recogniser: Recogniser, history: History, speakers: Iterable[str]
-) -> dict[str, Any]:
+def results(recogniser: Recogniser, history: History, speakers: Iterable[str]) -> dict[str, Any]:
     """What stands in its row afterwards, the test left out."""
     end = history.epochs[-1]
     return {
@@ -289,14 +279,10 @@ def cell(
     chosen = configuration(profile, "connected words", init, labels, recipe)
     role = "baseline" if init == "random" else "sweep"  # the headline is LONG's
     run = log.run(role=role, seed=seed, **chosen)
-    if any(
-        row["run"] == run.id and row["role"] == role for row in read_table(log.path)
-    ):
+    if any(row["run"] == run.id and row["role"] == role for row in read_table(log.path)):
         return  # trained before
     with run:
-        recogniser, history = train(
-            profile, init, labels, words, corpus, seed, run=run, bar=False
-        )
+        recogniser, history = train(profile, init, labels, words, corpus, seed, run=run, bar=False)
         heard = connected_words.share_of_speakers(words.train, labels).speakers
         run.result(**results(recogniser, history, heard))
         test(recogniser, corpus, run)
@@ -337,9 +323,7 @@ def train_words(profile: str, path: Path, seed: int = 0) -> History:
     The row has the validation alone; the notebook tests the recogniser once.
     """
     init = "pretrained, full" if profile == "full" else "pretrained"
-    return _train_and_keep(
-        profile, path, "connected words, shipped", init, LONG[profile], seed
-    )
+    return _train_and_keep(profile, path, "connected words, shipped", init, LONG[profile], seed)
 
 
 def go_on(profile: str, path: Path, seed: int = 0) -> History:
@@ -368,9 +352,7 @@ def _train_and_keep(
     allow_tf32(log.device)
     chosen = configuration(profile, task, init, 1.0, recipe)
     with log.run(role="sweep", seed=seed, **chosen) as run:
-        recogniser, history = train(
-            profile, init, 1.0, words, corpus, seed, recipe, run=run, **how
-        )
+        recogniser, history = train(profile, init, 1.0, words, corpus, seed, recipe, run=run, **how)
         run.result(**results(recogniser, history, words.train.speakers))
     keep(path, log, recogniser, history, recipe, init, seed)
     return history
@@ -421,9 +403,7 @@ def train_sentences(profile: str, path: Path, seed: int = 0) -> History:
     with log.run(role="sweep", seed=seed, **sentences_row(profile)) as run:
         recogniser = build(profile, init, seed, recipe.mask, recipe.dropout)
         lessons = [shortest] * recipe.short + [train] * recipe.long
-        history = fine_tune(
-            recogniser, lessons, corpus.validation, settings, seed=seed, run=run
-        )
+        history = fine_tune(recogniser, lessons, corpus.validation, settings, seed=seed, run=run)
         run.result(**results(recogniser, history, train.speakers))
     keep(path, log, recogniser, history, recipe, init, seed, "whole sentences")
     return history

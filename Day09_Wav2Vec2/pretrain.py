@@ -13,19 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import (
-    Wav2Vec2Config,
-    Wav2Vec2ForPreTraining,
-)
+from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 
 from utils import days
 from utils.device import autocast, pick_device, seed_everything
 from utils.features import SAMPLE_RATE, as_float
 from utils.logger import Run, progress
 from utils.models import ctc
-from utils.models.ctc import (
-    Vocabulary,
-)
+from utils.models.ctc import Vocabulary
 from utils.models.wav2vec2_ctc import (
     Recogniser,
     _changed,
@@ -57,6 +52,7 @@ def allow_tf32(device: torch.device) -> None:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
 
+
 SMALL_WEIGHTS = days.get(9).folder / "checkpoints" / "wav2vec2_small.safetensors"
 FULL_WEIGHTS = SMALL_WEIGHTS.with_name("wav2vec2_small_full.safetensors")
 """This repository's own pretrained weights, made by `python -m Day09_Wav2Vec2.pretrain` on a CPU, and by the same
@@ -65,9 +61,7 @@ network's full profile on a GPU."""
 # --- the network ------------------------------------------------------------------------------------
 
 
-def small_config(
-    vocabulary: Vocabulary | None = None, **changes: Any
-) -> Wav2Vec2Config:
+def small_config(vocabulary: Vocabulary | None = None, **changes: Any) -> Wav2Vec2Config:
     """3.1 million weights: 7 convolutions (a frame each 20 ms), 6 layers of 192. A CPU core pretrains it in hours.
 
     Layer norm in the convolutions and before each block, as in wav2vec2-large-lv60, since it trains
@@ -100,9 +94,7 @@ def mean_of(recognisers: Sequence[Recogniser]) -> Recogniser:
     """
     states = [r.state_dict() for r in recognisers]
     together = copy.deepcopy(recognisers[0])
-    together.load_state_dict(
-        {k: torch.stack([s[k] for s in states]).mean(0) for k in states[0]}
-    )
+    together.load_state_dict({k: torch.stack([s[k] for s in states]).mean(0) for k in states[0]})
     return together
 
 
@@ -262,9 +254,7 @@ def pretrain(
             curves: dict[str, list[Tensor]] = {}
             began = time.perf_counter()
             for step in range(first, last):
-                mask, negatives = draw_masks(
-                    settings.batch_size, frames, config, settings, device
-                )
+                mask, negatives = draw_masks(settings.batch_size, frames, config, settings, device)
                 at = torch.randint(0, len(sound) - length + 1, (settings.batch_size, 1))
                 crops = as_float(sound[at.to(device) + inside])
                 share = min(1.0, step / (0.7 * settings.steps))
@@ -307,9 +297,7 @@ def pretrain(
                 save_checkpoint(checkpoint, model, optimizer, scheduler, history)
             if stop and stop(entry):
                 break
-            shown.set_postfix_str(
-                f"loss {entry['loss']:.3f}, perplexity {entry['perplexity']:.0f}"
-            )
+            shown.set_postfix_str(f"loss {entry['loss']:.3f}, perplexity {entry['perplexity']:.0f}")
     if checkpoint and not keep:
         checkpoint.unlink(missing_ok=True)
     model.eval()
@@ -357,9 +345,7 @@ def pretrain_small(profile: str, path: Path, seed: int = 0, steps: int | None = 
     size = sum(p.numel() for p in model.parameters())
     log = RunLogger(9, profile, "+".join(hours), device, PRETRAIN_COLUMNS)
     chosen = {k: getattr(settings, k) for k in ("steps", "batch_size", "crop", "lr")}
-    with log.run(
-        role="sweep", seed=seed, model=path.stem, task="pretraining", **chosen
-    ) as run:
+    with log.run(role="sweep", seed=seed, model=path.stem, task="pretraining", **chosen) as run:
         history = pretrain(model, sound.to(device), settings, seed=seed, run=run)
         end = history.epochs[-1]
         run.result(n_params=size, final_loss=end["loss"], grad_norm=end["grad_norm"])

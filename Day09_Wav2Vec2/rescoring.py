@@ -33,9 +33,7 @@ def replacements(
     if not said:
         return torch.empty(0, len(words))
     texts = [
-        " ".join((*said[:k], word, *said[k + 1 :]))
-        for k in range(len(said))
-        for word in words
+        " ".join((*said[:k], word, *said[k + 1 :])) for k in range(len(said)) for word in words
     ]
     labels, lengths = ctc.encode_texts(texts, vocabulary)
     frames = torch.full((len(texts),), len(log_probs))

@@ -12,12 +12,7 @@ from torch import Tensor
 
 from utils.features import SAMPLE_RATE, AudioError, read_audio, to_mono
 from utils.models import ctc
-from utils.models.ctc import (
-    SEPARATOR,
-    Vocabulary,
-    WordModel,
-    collapse,
-)
+from utils.models.ctc import SEPARATOR, Vocabulary, WordModel, collapse
 from utils.models.wav2vec2_ctc import Recogniser
 
 from .pretrain import receptive_field
@@ -82,9 +77,7 @@ def word_times(
     letters = letter_times(log_probs, text, recogniser)
     words = itertools.groupby(letters, key=lambda letter: letter[0] == SEPARATOR)
     spelled = [list(some) for is_space, some in words if not is_space]
-    return [
-        ("".join(c for c, _, _ in some), some[0][1], some[-1][2]) for some in spelled
-    ]
+    return [("".join(c for c, _, _ in some), some[0][1], some[-1][2]) for some in spelled]
 
 
 @torch.no_grad()

@@ -8,11 +8,7 @@ from typing import Any
 
 import optuna
 import torch
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import Trial
 
 from utils import days, tuning
@@ -34,9 +30,15 @@ from utils.speech.corpora import Corpus
 WEIGHTS = days.get(9).folder / "checkpoints" / "connected_words_pretrained_full.safetensors"
 """Where the trials begin: Day 9's recogniser of its grid, pretrained by the full profile, all labels."""
 DAY9 = {
-    "quick": FineTuning(epochs=2, batch_size=8, lr=1e-2, encoder_lr=1e-3, frozen=False, mixed=True, most=240_000),
-    "study": FineTuning(epochs=8, batch_size=16, lr=1e-2, encoder_lr=1e-3, frozen=False, mixed=True, most=240_000),
-    "full": FineTuning(epochs=40, batch_size=64, lr=1e-2, encoder_lr=1e-3, frozen=False, mixed=True, most=1_920_000),
+    "quick": FineTuning(
+        epochs=2, batch_size=8, lr=1e-2, encoder_lr=1e-3, frozen=False, mixed=True, most=240_000
+    ),
+    "study": FineTuning(
+        epochs=8, batch_size=16, lr=1e-2, encoder_lr=1e-3, frozen=False, mixed=True, most=240_000
+    ),
+    "full": FineTuning(
+        epochs=40, batch_size=64, lr=1e-2, encoder_lr=1e-3, frozen=False, mixed=True, most=1_920_000
+    ),
 }
 """The settings of Day 9's grid, which the search is compared with."""
 
@@ -91,11 +93,7 @@ def build(profile: str, device: torch.device) -> Recogniser:
     seed_everything(0)
     source = tiny_config() if profile == "quick" else WEIGHTS
     return load_recogniser(
-        source,
-        device=device,
-        hidden_dropout=0.1,
-        final_dropout=0.1,
-        mask_time_prob=0.05,
+        source, device=device, hidden_dropout=0.1, final_dropout=0.1, mask_time_prob=0.05
     )
 
 
@@ -127,9 +125,7 @@ def train(
     names = set(asdict(FineTuning()))
     chosen = {k: v for k, v in settings.items() if k in names}
     plan = FineTuning(epochs=epochs, cached=True, **chosen)
-    return fine_tune(
-        recogniser, corpus.train, corpus.validation, plan, seed=seed, **how
-    )
+    return fine_tune(recogniser, corpus.train, corpus.validation, plan, seed=seed, **how)
 
 
 def score(numbers: Mapping[str, float]) -> float:
@@ -158,9 +154,7 @@ def objective(
 
         recogniser = build(profile, log.device)
         with log.run(role="sweep", trial=trial.number, **settings) as run:
-            history = train(
-                recogniser, corpus, settings, epochs, run=run, stop=stop, bar=False
-            )
+            history = train(recogniser, corpus, settings, epochs, run=run, stop=stop, bar=False)
             last = history.epochs[-1]
             curves = {
                 name: " ".join(f"{v:.4f}" for v in history.column(column))

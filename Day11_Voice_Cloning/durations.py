@@ -134,9 +134,7 @@ def timed(
         n = int(sentences.mel_lengths[k])
         pitch[k, :n] = frame_pitch(wave, settings, n, between).to(pitch.device)
     parts = [
-        letter_prosody(
-            sentences.mel[i], sentences.mel_lengths[i], pitch[i], durations[i]
-        )
+        letter_prosody(sentences.mel[i], sentences.mel_lengths[i], pitch[i], durations[i])
         for i in torch.arange(len(sentences), device=pitch.device).split(64)
     ]
     prosody = torch.cat(parts)

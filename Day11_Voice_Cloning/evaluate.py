@@ -32,9 +32,7 @@ class MissingRecogniser(RuntimeError):
     """pocketsphinx is not installed; the message says how to have it."""
 
 
-def check_reference(
-    wave: Tensor | np.ndarray, rate: int, sample_rate: int = SAMPLE_RATE
-) -> Tensor:
+def check_reference(wave: Tensor | np.ndarray, rate: int, sample_rate: int = SAMPLE_RATE) -> Tensor:
     """A recording of a voice to clone, as mono `(time,)` at `sample_rate` Hz without silence around it.
 
     `wave` `(time,)` or `(channels, time)` at `rate` Hz. Raises AudioError for what is no sound, for silence,

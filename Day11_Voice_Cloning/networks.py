@@ -10,10 +10,7 @@ from typing import Any
 import torch
 
 from utils.models.fastspeech import ParallelConfig, ParallelSynthesizer
-from utils.models.tacotron2 import (
-    Tacotron2,
-    TacotronConfig,
-)
+from utils.models.tacotron2 import Tacotron2, TacotronConfig
 from utils.training import load_weights, save_weights
 
 from .waveglow import WaveGlow, WaveGlowConfig
@@ -35,9 +32,7 @@ def save_network(path: Path, model: Network, **card: Any) -> int:
     return save_weights(path, model, known | card, half=True)
 
 
-def load_network(
-    path: Path, device: torch.device | str = "cpu"
-) -> tuple[Network, dict[str, Any]]:
+def load_network(path: Path, device: torch.device | str = "cpu") -> tuple[Network, dict[str, Any]]:
     """What `save_network` wrote, in float32 and evaluation mode, and its card.
 
     Raises FileNotFoundError where weights or card are missing.

@@ -101,13 +101,9 @@ def lines(profile: str, published: bool = False) -> list[Line]:
 
 
 def _line(row: Mapping[str, str]) -> Line:
-    texts = {
-        k: row[k] for k in ("name", "part", "speaker", "recording", "text", "said")
-    }
+    texts = {k: row[k] for k in ("name", "part", "speaker", "recording", "text", "said")}
     return Line(
-        **texts,
-        references=tuple(row["references"].split()),
-        published=row["published"] == "yes",
+        **texts, references=tuple(row["references"].split()), published=row["published"] == "yes"
     )
 
 
@@ -207,9 +203,7 @@ def filed_material(
         with np.load(folder / "voices.npz") as kept:
             for line in wanted:
                 found.voices[line.speaker] = torch.from_numpy(kept[line.speaker])
-                found.recordings[line.name] = read_audio(
-                    folder / f"{line.name}_recording.wav"
-                )
+                found.recordings[line.name] = read_audio(folder / f"{line.name}_recording.wav")
                 reference = folder / f"{line.speaker}_reference.wav"
                 if reference.is_file():
                     found.references[line.speaker] = read_audio(reference)
@@ -316,9 +310,7 @@ def perform(wanted: Iterable[Line], found: Material, nets: Networks) -> Spoken:
     return made
 
 
-def write(
-    made: Spoken, wanted: Iterable[Line], found: Material, folder: Path
-) -> list[Path]:
+def write(made: Spoken, wanted: Iterable[Line], found: Material, folder: Path) -> list[Path]:
     """The files of the published lines as 16-bit WAV, their d-vectors in `voices.npz`; returns the WAV files."""
     written, voices = [], {}
 
@@ -386,7 +378,9 @@ def clone(
 
 
 if __name__ == "__main__":
-    arguments = argparse.ArgumentParser(description="Write the files of audio/ from text and weights.")
+    arguments = argparse.ArgumentParser(
+        description="Write the files of audio/ from text and weights."
+    )
     arguments.add_argument("--profile", choices=days.PROFILES, default="study")
     try:
         for file in publish(arguments.parse_args().profile):

@@ -28,30 +28,12 @@ from utils.features import SAMPLE_RATE
 from utils.logger import Run, RunLogger
 from utils.models import tts
 from utils.models.fastspeech import ParallelConfig, ParallelSynthesizer
-from utils.models.tacotron2 import (
-    Tacotron2,
-    TacotronConfig,
-    TacotronLoss,
-    TextBatch,
-)
-from utils.models.tts import (
-    LengthBatches,
-    Segments,
-    Utterances,
-    Watch,
-    utterances,
-    waves_at,
-)
+from utils.models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss, TextBatch
+from utils.models.tts import LengthBatches, Segments, Utterances, Watch, utterances, waves_at
 from utils.models.tts_mel import LIBRISPEECH, SynthesisMel
 from utils.speech import corpora
 from utils.speech.corpora import Sentences
-from utils.training import (
-    History,
-    count_parameters,
-    load_weights,
-    training_card,
-    training_command,
-)
+from utils.training import History, count_parameters, load_weights, training_card, training_command
 
 from . import durations, networks
 from .fastspeech_training import ParallelLoss, TimedBatch, measure_liveliness
@@ -141,17 +123,13 @@ PARALLEL = {
 }
 
 SIZES: dict[str, TacotronConfig] = {
-    "quick": TacotronConfig(
-        encoder=32, decoder=32, attention=16, prenet=16, postnet=16, speaker=8
-    ),
+    "quick": TacotronConfig(encoder=32, decoder=32, attention=16, prenet=16, postnet=16, speaker=8),
     "study": TacotronConfig(decoder=384, postnet=128, dropout=0.1),
     "full": TacotronConfig(r=2, dropout=0.2),
 }
 
 PARALLEL_SIZES: dict[str, ParallelConfig] = {
-    "quick": ParallelConfig(
-        encoder=32, width=16, hidden=32, blocks=2, predictor=16, speaker=8
-    ),
+    "quick": ParallelConfig(encoder=32, width=16, hidden=32, blocks=2, predictor=16, speaker=8),
     "study": ParallelConfig(),
     "full": ParallelConfig(width=384, hidden=768),
 }
@@ -283,12 +261,7 @@ def _train_synthesizer(part: str, profile: str, path: Path, seed: int) -> Histor
     log = RunLogger(11, profile, begun.name, begun.held_out.text.device, COLUMNS)
     chosen = {k: getattr(settings, k) for k in ("steps", "batch_size", "lr", "guided")}
     with log.run(
-        role="sweep",
-        seed=seed,
-        model=path.stem,
-        task="synthesis",
-        r=config.r,
-        **chosen,
+        role="sweep", seed=seed, model=path.stem, task="synthesis", r=config.r, **chosen
     ) as run:
         watched = _watched(log, run)
         best = Best(Watch(begun.held_out, run, watched), watched / "best.pt")
@@ -305,11 +278,7 @@ def _train_synthesizer(part: str, profile: str, path: Path, seed: int) -> Histor
         hours=_hours(data), begun_from=begun.before or "random weights",
     )  # fmt: skip
     networks.save_network(path, model, **card)
-    keep_watched(
-        path.with_name(f"{path.stem}_alignments.npz"),
-        Watch.load(watched),
-        settings.every,
-    )
+    keep_watched(path.with_name(f"{path.stem}_alignments.npz"), Watch.load(watched), settings.every)
     return history
 
 
@@ -367,9 +336,7 @@ def _train_vocoder(part: str, profile: str, path: Path, seed: int) -> History:
 
     log = RunLogger(11, profile, name, device, COLUMNS)
     chosen = {k: getattr(settings, k) for k in ("steps", "batch_size", "lr")}
-    with log.run(
-        role="sweep", seed=seed, model=path.stem, task="vocoding", **chosen
-    ) as run:
+    with log.run(role="sweep", seed=seed, model=path.stem, task="vocoding", **chosen) as run:
         history = tts.train(
             loss, batches, epochs=settings.steps // settings.every, lr=settings.lr,
             validate=validate, run=run,
@@ -417,9 +384,7 @@ def _train_parallel(part: str, profile: str, path: Path, seed: int) -> History:
     )  # fmt: skip
     log = RunLogger(11, profile, name, device, COLUMNS)
     chosen = {k: getattr(settings, k) for k in ("steps", "batch_size", "lr")}
-    with log.run(
-        role="sweep", seed=seed, model=path.stem, task="synthesis", **chosen
-    ) as run:
+    with log.run(role="sweep", seed=seed, model=path.stem, task="synthesis", **chosen) as run:
         watch = partial(validate_parallel, batch=seen)
         best = Best(watch, _watched(log, run) / "best.pt")
         history = tts.train(
@@ -443,9 +408,7 @@ class Best:
     So a training that learns by heart leaves what it was before; the file stays when the training is killed.
     """
 
-    def __init__(
-        self, watch: Callable[[nn.Module], dict[str, float]], path: Path
-    ) -> None:
+    def __init__(self, watch: Callable[[nn.Module], dict[str, float]], path: Path) -> None:
         self.watch, self.path = watch, path
         self.lowest = torch.load(path)["loss"] if path.exists() else math.inf
 
@@ -454,9 +417,7 @@ class Best:
         if numbers["loss"] < self.lowest:
             self.lowest = numbers["loss"]
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(
-                {"loss": numbers["loss"], "weights": module.state_dict()}, self.path
-            )
+            torch.save({"loss": numbers["loss"], "weights": module.state_dict()}, self.path)
         return numbers
 
     def restore(self, module: nn.Module) -> None:
@@ -466,7 +427,10 @@ class Best:
 
 if __name__ == "__main__":
     jobs = {
-        part: (lambda profile, seed, part=part: weights_path(part, profile), partial(train_own, part))
+        part: (
+            lambda profile, seed, part=part: weights_path(part, profile),
+            partial(train_own, part),
+        )
         for part in PARTS
     }
     sys.exit(training_command(jobs))

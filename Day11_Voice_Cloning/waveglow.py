@@ -42,9 +42,7 @@ class Invertible1x1(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The mixed channels, and log |det| for each point in time (a scalar)."""
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # in bfloat16 it is no inverse
+        with torch.autocast(x.device.type, enabled=False):  # in bfloat16 it is no inverse
             return self.weight @ x, torch.linalg.slogdet(self.weight).logabsdet
 
     def inverse(self, x: Tensor) -> Tensor:
@@ -66,9 +64,7 @@ class SmallWaveNet(nn.Module):
         self.dilated = nn.ModuleList(
             nn.Conv1d(c, 2 * c, 3, dilation=2**i, padding=2**i) for i in range(n)
         )
-        self.mix = nn.ModuleList(
-            nn.Conv1d(c, 2 * c if i < n - 1 else c, 1) for i in range(n)
-        )
+        self.mix = nn.ModuleList(nn.Conv1d(c, 2 * c if i < n - 1 else c, 1) for i in range(n))
         self.end = nn.Conv1d(c, 2 * half, 1)
         nn.init.zeros_(self.end.weight)
         nn.init.zeros_(self.end.bias)
@@ -120,9 +116,7 @@ class WaveGlow(nn.Module):
                 left -= c.early_size
             sizes.append(left)
         if left < 2:
-            raise ValueError(
-                "too many early outputs: no channels are left for the last flow"
-            )
+            raise ValueError("too many early outputs: no channels are left for the last flow")
         self.mixers = nn.ModuleList(Invertible1x1(n) for n in sizes)
         self.nets = nn.ModuleList(SmallWaveNet(n // 2, c) for n in sizes)
 
@@ -178,9 +172,7 @@ class WaveGlow(nn.Module):
         training makes the sound cleaner and duller.
         """
         if mel.shape[2] < 2:
-            raise ValueError(
-                f"{mel.shape[2]} frames are no sound: two at least are wanted"
-            )
+            raise ValueError(f"{mel.shape[2]} frames are no sound: two at least are wanted")
         g = torch.Generator().manual_seed(seed)
         z = torch.randn(len(mel), (mel.shape[2] - 1) * self.config.hop, generator=g)
         return self.inverse(sigma * z.to(mel.device), mel).clamp(-1, 1)
@@ -195,7 +187,5 @@ class WaveGlowLoss(nn.Module):
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         z, log_det = self.model(*batch)
-        nll = z.square() / (2 * self.sigma**2) + math.log(
-            self.sigma * math.sqrt(2 * math.pi)
-        )
+        nll = z.square() / (2 * self.sigma**2) + math.log(self.sigma * math.sqrt(2 * math.pi))
         return nll.mean() - log_det.mean() / z.shape[1]

@@ -10,11 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import Trial
 from torch import Tensor
 
@@ -22,19 +18,8 @@ from utils import days, tuning
 from utils.device import pick_device, seed_everything
 from utils.logger import Run, RunLogger
 from utils.models import tts
-from utils.models.tacotron2 import (
-    Tacotron2,
-    TacotronConfig,
-    TacotronLoss,
-    steps_to_alignment,
-)
-from utils.models.tts import (
-    LengthBatches,
-    Utterances,
-    Watch,
-    mel_cepstral_distortion,
-    utterances,
-)
+from utils.models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss, steps_to_alignment
+from utils.models.tts import LengthBatches, Utterances, Watch, mel_cepstral_distortion, utterances
 from utils.models.tts_mel import MelSettings, SynthesisMel, trim_silence
 from utils.speech.corpora import Sentences, kathleen
 from utils.training import History, count_parameters
@@ -247,6 +232,4 @@ def run_worker(profile: str, trials: int | None = None) -> None:
     device, budget = pick_device(), BUDGET[profile]
     data = material(profile, device)
     log = RunLogger(12, profile, data.name, device, COLUMNS)
-    tuning.search(
-        study_path(profile), objective(log, data, budget), trials or budget["trials"]
-    )
+    tuning.search(study_path(profile), objective(log, data, budget), trials or budget["trials"])

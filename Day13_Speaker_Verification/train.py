@@ -10,9 +10,7 @@ from typing import Any
 
 from utils import days
 from utils.device import pick_device, seed_everything
-from utils.features import (
-    SAMPLE_RATE,
-)
+from utils.features import SAMPLE_RATE
 from utils.logger import RunLogger
 from utils.models.ecapa_tdnn import (
     SPEEDS,
@@ -28,13 +26,7 @@ from utils.models.ecapa_tdnn import (
 )
 from utils.models.ge2e import Embedder
 from utils.speech.corpora import librispeech, noises
-from utils.training import (
-    History,
-    count_parameters,
-    save_weights,
-    training_card,
-    training_command,
-)
+from utils.training import History, count_parameters, save_weights, training_card, training_command
 
 # --- the encoder that Day 13 ships --------------------------------------------------------------------
 
@@ -91,17 +83,13 @@ def train_own(profile: str, path: Path, seed: int = 0) -> History:
     waves, names = few_of_each(corpus.validation, 20)
     log = RunLogger(13, profile, voices.name, device, COLUMNS)
     steps = settings.batches * settings.epochs
-    chosen = {
-        k: getattr(settings, k) for k in ("optimizer", "lr", "batch_size", "margin")
-    }
+    chosen = {k: getattr(settings, k) for k in ("optimizer", "lr", "batch_size", "margin")}
     with log.run(seed=seed, model="SpeakerNet, own", steps=steps, **chosen) as run:
         validate = partial(validation_eer, waves=waves, speakers=names)
         encoder, history = fit_own(profile, voices, validate, seed, run=run)
         end = history.epochs[-1]
         size = count_parameters(encoder)
-        run.result(
-            n_params=size, speakers=len(set(voices.speakers)), loss=end["train_loss"]
-        )
+        run.result(n_params=size, speakers=len(set(voices.speakers)), loss=end["train_loss"])
         run.result(val_eer=end["val_eer"], grad_norm=end["grad_norm"])
     card = training_card(
         log, history, settings, seed, model="SpeakerNet", n_params=size, data=voices.name,

@@ -11,12 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.features import (
-    SAMPLE_RATE,
-    AudioError,
-    read_audio,
-    to_mono,
-)
+from utils.features import SAMPLE_RATE, AudioError, read_audio, to_mono
 from utils.models.ge2e import Embedder
 from utils.models.verification import all_pairs, cosine_scores
 
@@ -92,7 +87,9 @@ class Verdict:
 
     def __str__(self) -> str:
         who = "the same speaker" if self.same else "different speakers"
-        line = f"{who}, {self.sure:.0%} sure (cosine {self.score:.3f}, threshold {self.threshold:.3f})"
+        line = (
+            f"{who}, {self.sure:.0%} sure (cosine {self.score:.3f}, threshold {self.threshold:.3f})"
+        )
         return "\n".join([line, *(f"  but: {w}" for w in self.warnings)])
 
 
@@ -100,11 +97,7 @@ Sound = str | Path | np.ndarray | Tensor
 
 
 def verify(
-    encoder: Embedder,
-    calibration: Calibration,
-    a: Sound,
-    b: Sound,
-    rate: int = SAMPLE_RATE,
+    encoder: Embedder, calibration: Calibration, a: Sound, b: Sound, rate: int = SAMPLE_RATE
 ) -> Verdict:
     """Did one speaker say both? `a` and `b` are files of any rate, or samples at `rate` Hz.
 
@@ -122,12 +115,7 @@ def verify(
                 f"least {calibration.agreement:.3f}): cut it to one speaker"
             )
     score = float(cosine_scores(encoder.embed(waves), [[0, 1]], calibration.centre)[0])
-    return Verdict(
-        score,
-        calibration.threshold,
-        calibration.probability(score),
-        tuple(warnings),
-    )
+    return Verdict(score, calibration.threshold, calibration.probability(score), tuple(warnings))
 
 
 def _checked(sound: Sound, rate: int, name: str, warnings: list[str]) -> Tensor:
@@ -135,9 +123,7 @@ def _checked(sound: Sound, rate: int, name: str, warnings: list[str]) -> Tensor:
     if isinstance(sound, (str, Path)):
         import soundfile
 
-        wave = read_audio(
-            sound
-        )  # says what is wrong with the file before its header is asked
+        wave = read_audio(sound)  # says what is wrong with the file before its header is asked
         rate = soundfile.info(sound).samplerate
     else:
         wave = to_mono(sound, rate, name=f"recording {name}")

@@ -36,6 +36,7 @@ def si_sdr(estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     noise = (estimate - target).square().sum(-1)
     return 10 * torch.log10((target.square().sum(-1) + tiny) / (noise + tiny))
 
+
 N_FFT, HOP = 512, 256
 BINS = N_FFT // 2 + 1
 
@@ -70,9 +71,7 @@ def erb_bank(low: int = 65, bands: int = 64) -> Tensor:
     """
     hz = torch.arange(BINS, dtype=torch.float64) * SAMPLE_RATE / N_FFT
     erb = 21.4 * torch.log10(1 + 0.00437 * hz)
-    centres = torch.linspace(
-        float(erb[low]), float(erb[-1]), bands, dtype=torch.float64
-    )
+    centres = torch.linspace(float(erb[low]), float(erb[-1]), bands, dtype=torch.float64)
     width = centres[1] - centres[0]
     bank = torch.zeros(BINS, low + bands, dtype=torch.float64)
     bank[:low, :low] = torch.eye(low)
@@ -161,14 +160,10 @@ class Enhancer(nn.Module):
         self.bands = 33  # 129, halved twice
         self.down = nn.ModuleList([narrower(3, c), narrower(c, c)])
         self.encoder = nn.ModuleList(TimeBlock(c, d) for d in dilations)
-        self.paths = nn.ModuleList(
-            DualPath(c, self.bands, hidden) for _ in range(paths)
-        )
+        self.paths = nn.ModuleList(DualPath(c, self.bands, hidden) for _ in range(paths))
         self.decoder = nn.ModuleList(TimeBlock(c, d) for d in reversed(dilations))
         shape = {"kernel_size": (1, 5), "stride": (1, 2), "padding": (0, 2)}
-        self.up = nn.Sequential(
-            nn.ConvTranspose2d(c, c, **shape), nn.BatchNorm2d(c), nn.PReLU(c)
-        )
+        self.up = nn.Sequential(nn.ConvTranspose2d(c, c, **shape), nn.BatchNorm2d(c), nn.PReLU(c))
         self.mask = nn.ConvTranspose2d(c, 2, **shape)
         nn.init.zeros_(self.mask.weight)
         with torch.no_grad():
@@ -178,15 +173,11 @@ class Enhancer(nn.Module):
         """The state before the first frame: silence for the convolutions, zeros for the GRUs."""
         like = self.mask.weight
         blocks = [*self.encoder, *self.decoder]
-        silence = [
-            like.new_zeros(batch, self.channels, b.past, self.bands) for b in blocks
-        ]
+        silence = [like.new_zeros(batch, self.channels, b.past, self.bands) for b in blocks]
         rows = batch * self.bands
         return silence + [like.new_zeros(1, rows, self.hidden) for _ in self.paths]
 
-    def filter(
-        self, spectrum: Tensor, state: list[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
+    def filter(self, spectrum: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Noisy frames `(batch, frames, 257)` and the state before, to enhanced frames and the state after."""
         power = spectrum.real.square() + spectrum.imag.square() + 1e-10
         squeeze = power**-0.35  # |X| ** 0.3 / |X|
@@ -212,8 +203,7 @@ class Enhancer(nn.Module):
         real, imag = (mask.float() @ self.spread).unbind(1)
         # the product by parts: complex autograd is slower
         out = torch.complex(
-            spectrum.real * real - spectrum.imag * imag,
-            spectrum.real * imag + spectrum.imag * real,
+            spectrum.real * real - spectrum.imag * imag, spectrum.real * imag + spectrum.imag * real
         )
         return out, new + later
 
@@ -299,9 +289,7 @@ def compressed_loss(
         # the floor keeps the gradient of the root finite at silence
         energy = energy.clamp(min=1e-6)
         factor = energy ** ((power - 1) / 2)
-        bent.append(
-            (spectrum.real * factor, spectrum.imag * factor, energy ** (power / 2))
-        )
+        bent.append((spectrum.real * factor, spectrum.imag * factor, energy ** (power / 2)))
     (re, im, size), (re_s, im_s, size_s) = bent
     with_phase = (re - re_s).square() + (im - im_s).square()
     return (weight * with_phase + (1 - weight) * (size - size_s).square()).mean()

@@ -105,9 +105,7 @@ def by_snr(
     for level in np.unique(snr_db):
         chosen = (snr_db == level) & np.isfinite(scores)
         if chosen.any():
-            found[float(level)] = bootstrap_mean(
-                scores[chosen], groups[chosen], resamples
-            )
+            found[float(level)] = bootstrap_mean(scores[chosen], groups[chosen], resamples)
     return found
 
 

@@ -14,19 +14,13 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import Trial
 from torch import Tensor, nn
 
 from utils import days, tuning
 from utils.device import pick_device, seed_everything
-from utils.features import (
-    SAMPLE_RATE,
-)
+from utils.features import SAMPLE_RATE
 from utils.logger import Run, RunLogger
 from utils.models.ecapa_tdnn import (
     SpeakerNet,
@@ -39,11 +33,7 @@ from utils.models.ecapa_tdnn import (
 )
 from utils.models.verification import mean_embeddings
 from utils.speech.corpora import librispeech
-from utils.training import (
-    OPTIMIZERS,
-    History,
-    count_parameters,
-)
+from utils.training import OPTIMIZERS, History, count_parameters
 
 from .enhancer import LOSSES
 from .train import (
@@ -74,13 +64,10 @@ def voice_directions(
     """
     who, size = np.asarray(speakers), round(seconds * SAMPLE_RATE)
     own = [np.flatnonzero(who == name)[:most] for name in sorted(set(speakers))]
-    waves = [
-        samples[starts[i] : starts[i] + min(lengths[i], size)]
-        for some in own
-        for i in some
-    ]
+    waves = [samples[starts[i] : starts[i] + min(lengths[i], size)] for some in own for i in some]
     vectors = encoder.embed(waves).split([len(some) for some in own])
     return torch.stack([mean_embeddings(some) for some in vectors])
+
 
 BUDGET: dict[str, dict[str, Any]] = {
     "quick": {"trials": 2, "epochs": 1, "sound": 8, "seconds": 1.0, "utterances": 2, "width": 0.25},
@@ -171,9 +158,7 @@ def suggest(trial: Trial, study: str) -> dict[str, Any]:
     }
     if drawn["optimizer"] == "SGD":
         drawn["lr"] *= SGD_FACTOR
-    return {
-        k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in drawn.items()
-    }
+    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in drawn.items()}
 
 
 def train(
@@ -195,9 +180,7 @@ def train(
     }  # fmt: skip
     if study == "enhancer":
         plan = EnhancerSettings(channels=round(32 * budget["width"]), **how, **settings)
-        validate = partial(
-            validation_quality, noisy=speech.mixed.noisy, clean=speech.mixed.clean
-        )
+        validate = partial(validation_quality, noisy=speech.mixed.noisy, clean=speech.mixed.clean)
         return train_enhancer(
             *speech.speech, speech.noises, validate, plan, seed=seed, run=run, **more
         )
@@ -251,9 +234,7 @@ def objective(
             return pruned
 
         with log.run(role="sweep", study=study, trial=trial.number, **settings) as run:
-            model, history = train(
-                study, speech, settings, budget, run=run, stop=stop, bar=False
-            )
+            model, history = train(study, speech, settings, budget, run=run, stop=stop, bar=False)
             last = history.epochs[-1]
             wanted = ("val_si_sdr", "val_gain", "val_stoi", "val_eer", "grad_norm")
             measured = {k: last[k] for k in wanted if k in last}
@@ -294,7 +275,5 @@ def run_worker(
             trials or budget["trials"],
             "tpe",
             seed=1000
-            * list(SPACES).index(
-                study
-            ),  # or both studies would begin with the same draws
+            * list(SPACES).index(study),  # or both studies would begin with the same draws
         )

@@ -20,13 +20,7 @@ from utils.device import pick_device, seed_everything
 from utils.features import SAMPLE_RATE, as_float, fixed_length, to_level
 from utils.logger import Run, RunLogger
 from utils.models.ecapa_tdnn import Augment, Crops
-from utils.speech.augment import (
-    add_noise,
-    change_microphone,
-    change_speed,
-    joined,
-    noise_segments,
-)
+from utils.speech.augment import add_noise, change_microphone, change_speed, joined, noise_segments
 from utils.speech.corpora import (
     Clips,
     Corpus,
@@ -71,9 +65,7 @@ class Mixtures:
         in_band: bool = False,
     ) -> None:
         if len(noise) < speech.crop:
-            raise ValueError(
-                f"{len(noise)} samples of noise are less than a crop of {speech.crop}"
-            )
+            raise ValueError(f"{len(noise)} samples of noise are less than a crop of {speech.crop}")
         self.speech, self.noise = speech, noise
         self.snr_db, self.level_db = snr_db, level_db
         self.vary, self.in_band = vary or (lambda x, g: x), in_band
@@ -267,9 +259,7 @@ COLUMNS = (
 """Columns of Day 14's table."""
 
 OWN: dict[str, EnhancerSettings] = {
-    "quick": EnhancerSettings(
-        channels=8, batch_size=2, batches=3, epochs=2, seconds=1.0
-    ),
+    "quick": EnhancerSettings(channels=8, batch_size=2, batches=3, epochs=2, seconds=1.0),
     "study": EnhancerSettings(
         "RAdam", 4.6e-3, batch_size=2, batches=750, epochs=22, seconds=2.0, varied=True
     ),
@@ -285,8 +275,7 @@ def day14_noises(profile: str) -> Noises:
         return some
     words = speech_commands(profile)
     more = [
-        {k: to_level(v, -20.0) for k, v in n.items()}
-        for n in (words.train_noise, words.test_noise)
+        {k: to_level(v, -20.0) for k, v in n.items()} for n in (words.train_noise, words.test_noise)
     ]
     name = f"{some.name}+{words.name.rsplit('-', 1)[0]}-noise"
     return Noises(name, some.train | more[0], some.test | more[1])
@@ -297,9 +286,7 @@ def parted(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Each recording without its last `share`, and those ends: noises to train with and to validate with."""
     cut = {k: round(len(v) * (1 - share)) for k, v in noise.items()}
-    return {k: v[: cut[k]] for k, v in noise.items()}, {
-        k: v[cut[k] :] for k, v in noise.items()
-    }
+    return {k: v[: cut[k]] for k, v in noise.items()}, {k: v[cut[k] :] for k, v in noise.items()}
 
 
 def validation_mixtures(
@@ -316,9 +303,7 @@ def clean_clips(clips: Clips, least_db: float = 40.0) -> Clips:
 
     That part is 150 ms long; softer still are only 50 ms, which may be digital silence.
     """
-    pieces = as_float(clips.x)[:, : clips.x.shape[1] // 160 * 160].unflatten(
-        1, (-1, 160)
-    )
+    pieces = as_float(clips.x)[:, : clips.x.shape[1] // 160 * 160].unflatten(1, (-1, 160))
     power = pieces.square().mean(2).sort(1).values
     ratio = power[:, -20:].mean(1) / power[:, 5:20].mean(1).clamp(min=1e-12)
     return clips.take(10 * ratio.log10() >= least_db)
@@ -359,16 +344,12 @@ def train_own(profile: str, path: Path, seed: int = 0) -> History:
     name, spoken, held_out = own_speech(profile, corpus)
     mixed, _ = validation_mixtures(held_out, kept, 12)
     log = RunLogger(14, profile, f"{name}+{noise.name}", device, COLUMNS)
-    chosen = {
-        k: getattr(settings, k) for k in ("optimizer", "lr", "batch_size", "loss")
-    }
+    chosen = {k: getattr(settings, k) for k in ("optimizer", "lr", "batch_size", "loss")}
     steps = settings.batches * settings.epochs
     with log.run(seed=seed, system="Enhancer, own", steps=steps, **chosen) as run:
         seed_everything(seed)
         validate = partial(
-            validation_quality,
-            noisy=mixed.noisy.to(device),
-            clean=mixed.clean.to(device),
+            validation_quality, noisy=mixed.noisy.to(device), clean=mixed.clean.to(device)
         )
         material = *spoken.packed(device), heard
         model, history = train_enhancer(
@@ -380,12 +361,8 @@ def train_own(profile: str, path: Path, seed: int = 0) -> History:
         end = history.epochs[-1]
         end |= {f"val_{k}": v for k, v in validate(model).items()}
         size = count_parameters(model)
-        run.result(
-            n_params=size, final_loss=end["train_loss"], grad_norm=end["grad_norm"]
-        )
-        run.result(
-            **{k: end[k] for k in ("val_si_sdr", "val_gain", "val_stoi")}, snr_db=5.0
-        )
+        run.result(n_params=size, final_loss=end["train_loss"], grad_norm=end["grad_norm"])
+        run.result(**{k: end[k] for k in ("val_si_sdr", "val_gain", "val_stoi")}, snr_db=5.0)
     card = training_card(
         log, history, settings, seed, model="Enhancer", n_params=size, data=log.dataset,
         what="causal enhancement by a complex mask", snr_db=(-5, 20),

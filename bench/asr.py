@@ -25,21 +25,17 @@ from utils.models.wav2vec2_ctc import (
     freeze_encoder,
     load_recogniser,
 )
-from utils.speech.corpora import (
-    Sentences,
-    librispeech,
-)
+from utils.speech.corpora import Sentences, librispeech
 
 from .claims import Claim
 
 
-def padding_share(
-    lengths: Sequence[int] | np.ndarray, batches: Sequence[Sequence[int]]
-) -> float:
+def padding_share(lengths: Sequence[int] | np.ndarray, batches: Sequence[Sequence[int]]) -> float:
     """Share of the computed samples that are padding, 0 to 1."""
     lengths = np.asarray(lengths)
     computed = sum(len(b) * int(lengths[b].max()) for b in batches)
     return 1 - sum(int(lengths[b].sum()) for b in batches) / computed
+
 
 BATCH = 16
 
@@ -96,9 +92,7 @@ def padding(lengths: np.ndarray) -> None:
         print(f"padding in {name} batches: {padding_share(lengths, batches):.1%}")
 
 
-def claims(
-    device: torch.device, sentences: Sentences, least: float = 10.0
-) -> list[Claim]:
+def claims(device: torch.device, sentences: Sentences, least: float = 10.0) -> list[Claim]:
     """The stock way against each saving alone and both together, and float32 against bfloat16."""
     g = torch.Generator().manual_seed(0)
     mixed_up = ctc.length_batches(sentences.lengths, BATCH, g, bucketed=False)
@@ -110,12 +104,8 @@ def claims(
     both = sound_per_second(kept, alike, least=least)
     what = "fine-tuning, seconds of sound per second, random batches and convolutions each step"
     found = [
-        Claim(
-            f"{what}, against length buckets", stock, bucketed, "s/s", 1.1, higher=True
-        ),
-        Claim(
-            f"{what}, against convolutions kept", stock, cached, "s/s", 1.1, higher=True
-        ),
+        Claim(f"{what}, against length buckets", stock, bucketed, "s/s", 1.1, higher=True),
+        Claim(f"{what}, against convolutions kept", stock, cached, "s/s", 1.1, higher=True),
         Claim(f"{what}, against both", stock, both, "s/s", 1.5, higher=True),
     ]
     if gains_bf16(device):
@@ -125,9 +115,7 @@ def claims(
         what = "fine-tuning, convolutions too, float32 against bfloat16 in these"
         found.append(Claim(what, single, half, "s/s", 1.1, higher=True))
     else:
-        print(
-            f"float32 against bfloat16: not measured, {device.type} here does not gain from it"
-        )
+        print(f"float32 against bfloat16: not measured, {device.type} here does not gain from it")
     return found
 
 

@@ -77,10 +77,7 @@ def stock_race(test: Part) -> tuple[float, float, bool]:
     """Plain CNN, Adam, per-image transforms."""
     device = test.y.device
     seed_everything(0)
-    loader, trainer = (
-        stock_loader(),
-        Trainer(SmallCNN(False).to(device), 1e-3, mixed=False),
-    )
+    loader, trainer = (stock_loader(), Trainer(SmallCNN(False).to(device), 1e-3, mixed=False))
 
     def epoch(_: int) -> None:
         trainer.epoch(loader)
@@ -125,9 +122,7 @@ def shrunk(x: torch.Tensor, size: int) -> torch.Tensor:
     """Images `(batch, 3, height, width)` at `size` x `size` pixels, anti-aliased; as they are where they fit."""
     if x.shape[-1] == size:
         return x
-    return F.interpolate(
-        x, size=(size, size), mode="bilinear", antialias=True, align_corners=False
-    )
+    return F.interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
 def run() -> list[Claim]:
@@ -145,9 +140,7 @@ def run() -> list[Claim]:
         model = SmallCNN(False).to(device)
         if mixed:
             model = model.to(memory_format=torch.channels_last)
-        return images_per_second(
-            source, device, Trainer(model, 1e-3, mixed).step, seconds=6
-        )
+        return images_per_second(source, device, Trainer(model, 1e-3, mixed).step, seconds=6)
 
     stock_rate = training_rate(forever(lambda: iter(loader)), False)
     our_rate = training_rate(forever(lambda: iter(batches)), True)

@@ -46,12 +46,7 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        lr: float,
-        mixed: bool,
-        steps: int = 0,
-        smoothing: float = 0.0,
+        self, model: nn.Module, lr: float, mixed: bool, steps: int = 0, smoothing: float = 0.0
     ) -> None:
         self.model, self.mixed, self.smoothing = model, mixed, smoothing
         weights = [p for p in model.parameters() if p.requires_grad]

@@ -44,13 +44,8 @@ def stock_loader() -> torch.utils.data.DataLoader:
     """torchvision's MNIST with per-image transforms, batch 64, shuffled: the usual first loader."""
     from torchvision import datasets, transforms
 
-    steps = [
-        transforms.ToTensor(),
-        transforms.Normalize((data.MNIST_MEAN,), (data.MNIST_STD,)),
-    ]
-    images = datasets.MNIST(
-        data.data_root(), train=True, transform=transforms.Compose(steps)
-    )
+    steps = [transforms.ToTensor(), transforms.Normalize((data.MNIST_MEAN,), (data.MNIST_STD,))]
+    images = datasets.MNIST(data.data_root(), train=True, transform=transforms.Compose(steps))
     return torch.utils.data.DataLoader(images, batch_size=64, shuffle=True)
 
 
@@ -73,9 +68,7 @@ def stock_race(test: Part, epochs: int = 14) -> tuple[float, float, bool]:
     return race(epoch, model, test, GOAL, epochs)
 
 
-def our_race(
-    train: Part, test: Part, seed: int = 0, epochs: int = 2
-) -> tuple[float, float, bool]:
+def our_race(train: Part, test: Part, seed: int = 0, epochs: int = 2) -> tuple[float, float, bool]:
     """Resident data, Day 3's network, AdamW with one cycle over two epochs, mixed precision."""
     device = test.y.device
     seed_everything(seed)

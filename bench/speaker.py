@@ -62,10 +62,7 @@ def embeddings() -> list[Claim]:
         print("resemblyzer's own call: not measured, librosa is not installed")
         return []
     index, samples = read_sample("sentences")
-    waves = [
-        torch.from_numpy(samples[int(r["start"]) :][: int(r["length"])].copy())
-        for r in index
-    ]
+    waves = [torch.from_numpy(samples[int(r["start"]) :][: int(r["length"])].copy()) for r in index]
     waves = [normalise_volume(w.float() / 32768) for w in waves]
     arrays = [w.numpy() for w in waves]
     theirs, device = their_encoder(), pick_device()

@@ -99,22 +99,16 @@ def reading(words: corpora.Words, folder: Path) -> list[Claim]:
 
     ours = 128 * rate(batch, 1000)
     stock = rate(lambda i: read_file(paths[i]), len(paths))
-    claims = [
-        Claim("reading clips/s, soundfile per file", stock, ours, "1/s", 5, higher=True)
-    ]
+    claims = [Claim("reading clips/s, soundfile per file", stock, ours, "1/s", 5, higher=True)]
     if importlib.util.find_spec("torchcodec"):
         import torchaudio
 
         slow = rate(lambda i: torchaudio.load(paths[i]), len(paths))
         claims.append(
-            Claim(
-                "reading clips/s, torchaudio.load", slow, ours, "1/s", 100, higher=True
-            )
+            Claim("reading clips/s, torchaudio.load", slow, ours, "1/s", 100, higher=True)
         )
     else:
-        print(
-            "torchaudio.load: not measured, TorchCodec is not installed (pip install torchcodec)"
-        )
+        print("torchaudio.load: not measured, TorchCodec is not installed (pip install torchcodec)")
     return claims
 
 
@@ -127,21 +121,14 @@ def mel(words: corpora.Words) -> Claim:
 
     def stock(i: int) -> None:
         power = librosa.feature.melspectrogram(
-            y=arrays[i],
-            sr=SAMPLE_RATE,
-            n_fft=512,
-            win_length=400,
-            hop_length=160,
-            n_mels=64,
+            y=arrays[i], sr=SAMPLE_RATE, n_fft=512, win_length=400, hop_length=160, n_mels=64
         )
         np.log(power + 1e-6)
 
     front = LogMel(64).to(waves.device)
     theirs = rate(stock, len(arrays))
     ours = len(waves) * rate(lambda i: front(waves), 1)
-    return Claim(
-        "log-mel clips/s, librosa per clip", theirs, ours, "1/s", 5, higher=True
-    )
+    return Claim("log-mel clips/s, librosa per clip", theirs, ours, "1/s", 5, higher=True)
 
 
 def stock_race(words: corpora.Words, folder: Path) -> tuple[float, float, bool]:
@@ -167,17 +154,13 @@ def stock_race(words: corpora.Words, folder: Path) -> tuple[float, float, bool]:
     return race(epoch, model, Part(slow, words.test.y), GOAL, epochs=1000)
 
 
-def our_race(
-    words: corpora.Words, seed: int, epochs: int = 5
-) -> tuple[float, float, bool]:
+def our_race(words: corpora.Words, seed: int, epochs: int = 5) -> tuple[float, float, bool]:
     """Day 7's TC-ResNet on log-mels of the resident clips, one cycle over a few epochs."""
     device = words.test.y.device
     seed_everything(seed)
     batches = Batches(words.train, 64, seed=seed, augment=lambda x, g: as_float(x))
     model = KeywordNet(LogMel(64), TCResNet(64, 1.5), len(words.classes), masks=(15, 5))
-    trainer = Trainer(
-        model.to(device), 0.01, True, epochs * len(batches), smoothing=0.1
-    )
+    trainer = Trainer(model.to(device), 0.01, True, epochs * len(batches), smoothing=0.1)
 
     def epoch(number: int) -> None:
         trainer.epoch(batches.epoch(number))

@@ -97,9 +97,7 @@ def training(device: torch.device, config: TacotronConfig) -> Claim:
         return work
 
     def stock_loss() -> Tensor:
-        before, after, gate, _ = stock(
-            every.text, every.text_lengths, every.mel, every.mel_lengths
-        )
+        before, after, gate, _ = stock(every.text, every.text_lengths, every.mel, every.mel_lengths)
         target = torch.zeros_like(gate)
         target[:, -1] = 1
         return (
@@ -126,9 +124,7 @@ def speaking(device: torch.device, config: TacotronConfig) -> Claim:
         ours.generate(*args, every.d_vectors, threshold=1.0, max_frames=FRAMES)
 
     with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter(
-            "ignore"
-        )  # random weights never stop: that is wanted here
+        warnings.simplefilter("ignore")  # random weights never stop: that is wanted here
         theirs = BATCH * FRAMES * per_second(lambda: stock.infer(*args), device)
         mine = BATCH * FRAMES * per_second(generate, device)
     what = f"synthesis mel frames/s, torchaudio's Tacotron2 of the same sizes (r = {config.r})"
@@ -136,9 +132,7 @@ def speaking(device: torch.device, config: TacotronConfig) -> Claim:
 
 
 def vocoders(
-    device: torch.device,
-    iterations: int = 32,
-    sizes: Mapping[str, WaveGlowConfig] | None = None,
+    device: torch.device, iterations: int = 32, sizes: Mapping[str, WaveGlowConfig] | None = None
 ) -> list[Claim]:
     """Seconds of sound per second of computing, by Griffin-Lim; the real-time factor of every vocoder is printed.
 
@@ -148,9 +142,7 @@ def vocoders(
     g = torch.Generator().manual_seed(0)
     waves = 0.1 * torch.randn(WAVES, round(SECONDS * s.sample_rate), generator=g)
     mel = front(waves.to(device))
-    mine = real_time_factor(
-        lambda: front.griffin_lim(mel, iterations), s.sample_rate, device
-    )
+    mine = real_time_factor(lambda: front.griffin_lim(mel, iterations), s.sample_rate, device)
     print(f"real-time factor, Griffin-Lim of {iterations} iterations: {mine:.4f}")
     for name, config in (GLOWS if sizes is None else sizes).items():
         glow = WaveGlow(config).to(device).eval()
@@ -176,7 +168,9 @@ def vocoders(
         ]  # fmt: skip
 
     theirs = real_time_factor(stock, s.sample_rate, torch.device("cpu"), 1)
-    what = f"Griffin-Lim, seconds of sound per second, librosa wave by wave ({iterations} iterations)"
+    what = (
+        f"Griffin-Lim, seconds of sound per second, librosa wave by wave ({iterations} iterations)"
+    )
     return [Claim(what, 1 / theirs, 1 / mine, "s/s", 2, higher=True)]
 
 

@@ -59,9 +59,7 @@ def test_only_the_decoder_learns_and_only_in_the_copy(model, recording):
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
     after = adapted.state_dict()
-    changed = {
-        k.split(".")[0] for k, v in after.items() if not torch.equal(v, before[k])
-    }
+    changed = {k.split(".")[0] for k, v in after.items() if not torch.equal(v, before[k])}
     assert changed == {"decoder", "colour"}  # the encoder's batch norms stay, too
     with torch.no_grad():
         errors = [parallel_losses(m(*recording), recording)["mel"].item() for m in (model, adapted)]  # fmt: skip

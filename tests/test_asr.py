@@ -53,9 +53,7 @@ def test_letters_there_and_back():
     assert LETTERS.decode(numbers) == text
     assert LETTERS.encode("") == []
     assert LETTERS.blank == 0
-    assert not {LETTERS.symbols.index(s) for s in ("<pad>", "<unk>")} & {
-        *LETTERS.letters
-    }
+    assert not {LETTERS.symbols.index(s) for s in ("<pad>", "<unk>")} & {*LETTERS.letters}
 
 
 @pytest.mark.parametrize(
@@ -116,8 +114,7 @@ def brute_force(log_probs, vocabulary, model=None, alpha=0.5, beta=1.0):
         text = vocabulary.decode(collapse(path, vocabulary.blank))
         sums[text] = sums.get(text, 0.0) + p
     return {
-        text: math.log(p)
-        + (alpha * model.score(text) + beta * len(text.split()) if model else 0)
+        text: math.log(p) + (alpha * model.score(text) + beta * len(text.split()) if model else 0)
         for text, p in sums.items()
     }
 
@@ -129,9 +126,7 @@ def test_beam_search_is_the_sum_over_all_alignments(seed, with_model):
     log_probs = (2 * torch.randn(5, 4, generator=g)).double().log_softmax(-1)
     model = WordModel(["A B", "AB A", "B A A"], order=2) if with_model else None
     wanted = brute_force(log_probs, TINY, model, alpha=0.8, beta=0.3)
-    found = beam_search(
-        log_probs, TINY, 10_000, model, alpha=0.8, beta=0.3, floor=-math.inf
-    )
+    found = beam_search(log_probs, TINY, 10_000, model, alpha=0.8, beta=0.3, floor=-math.inf)
     assert {h.text for h in found} == set(wanted)
     assert [h.text for h in found] == sorted(wanted, key=wanted.get, reverse=True)
     for h in found:
@@ -148,14 +143,7 @@ def test_with_a_list_of_words_nothing_else_is_written(seed, with_model):
     every = brute_force(log_probs, TINY, model, alpha=0.8, beta=0.3)
     wanted = {t: s for t, s in every.items() if set(t.split()) <= set(known)}
     found = beam_search(
-        log_probs,
-        TINY,
-        10_000,
-        model,
-        alpha=0.8,
-        beta=0.3,
-        floor=-math.inf,
-        words=known,
+        log_probs, TINY, 10_000, model, alpha=0.8, beta=0.3, floor=-math.inf, words=known
     )
     assert {h.text: pytest.approx(h.score, abs=1e-9) for h in found} == wanted
     assert beam_search(log_probs[:0], TINY, words=known)[0].text == ""
@@ -283,17 +271,13 @@ def test_the_interval_of_a_rate_holds_it_and_groups_widen_it():
 
 
 def test_an_alignment_shows_every_error_by_sign_and_colour():
-    text = ctc.alignment_text(
-        "RIGHT UP GO ZERO ONE FIVE", "RIGHT DOWN GO ONE FIVE LEFT"
-    )
+    text = ctc.alignment_text("RIGHT UP GO ZERO ONE FIVE", "RIGHT DOWN GO ONE FIVE LEFT")
     assert text == "RIGHT UP→DOWN GO −ZERO ONE FIVE +LEFT"
     assert ctc.alignment_text("", "GO") == "+GO"
     assert ctc.alignment_text("GO", "") == "−GO"
     assert ctc.alignment_text("", "") == ""
     page = ctc.alignment_html("RIGHT UP", "RIGHT <B>")
-    assert (
-        page == f'RIGHT <b style="color:{ctc.COLOURS["substitute"]}">UP→&lt;B&gt;</b>'
-    )
+    assert page == f'RIGHT <b style="color:{ctc.COLOURS["substitute"]}">UP→&lt;B&gt;</b>'
     table = ctc.transcripts_html(REFERENCES, OUTPUTS)
     assert table.count("<tr>") == 4
     assert table.count("−") == 2
@@ -323,9 +307,7 @@ def test_buckets_hold_everything_once_and_pad_little():
 
 def some_sentences(rate=16_000, texts=("Go", "a tree")):
     rng = np.random.default_rng(0)
-    waves = [
-        (rng.normal(200, 900, n)).astype(np.int16) for n in (4000, 3000)[: len(texts)]
-    ]
+    waves = [(rng.normal(200, 900, n)).astype(np.int16) for n in (4000, 3000)[: len(texts)]]
     return Sentences.of(waves, texts, ["x"] * len(texts), rate=rate)
 
 
@@ -335,10 +317,7 @@ def test_a_batch_is_normalised_as_the_library_does_it():
     some = some_sentences()
     batch = ctc.collate(some, [1, 0], LETTERS)
     assert batch.lengths.tolist() == [3000, 4000]
-    assert batch.labels.tolist() == [
-        LETTERS.encode("A TREE"),
-        [*LETTERS.encode("GO"), *[0] * 4],
-    ]
+    assert batch.labels.tolist() == [LETTERS.encode("A TREE"), [*LETTERS.encode("GO"), *[0] * 4]]
     assert batch.label_lengths.tolist() == [6, 2]
     library = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
     wanted = library(
@@ -380,9 +359,7 @@ def test_a_long_recording_is_cut_where_it_is_quiet():
 def test_sequences_are_of_one_speaker_where_that_has_enough():
     names = [f"w{i % 5}/{s}_nohash_{i}" for s in ("a", "b") for i in range(10)]
     names += ["w0/c_nohash_0"]
-    clips = Clips(
-        torch.zeros(21, 10), torch.zeros(21), names, [speaker_of(n) for n in names]
-    )
+    clips = Clips(torch.zeros(21, 10), torch.zeros(21), names, [speaker_of(n) for n in names])
     drawn = connected_words.draw_sequences(clips, 200, seed=5)
     assert drawn == connected_words.draw_sequences(clips, 200, seed=5)
     assert drawn != connected_words.draw_sequences(clips, 200, seed=6)
@@ -419,7 +396,9 @@ def test_varied_rows_say_the_same_at_other_speeds_and_some_in_noise():
     rows = connected_words.draw_sequences(words.train, 40, 3)
     noise = torch.randn(16_000 * 10, generator=torch.Generator().manual_seed(0))
     plain = connected_words.speak_sequences(words.train, words.classes, rows, 4)
-    still = connected_words.speak_sequences(words.train, words.classes, rows, 4, connected_words.Variation())
+    still = connected_words.speak_sequences(
+        words.train, words.classes, rows, 4, connected_words.Variation()
+    )
     assert np.array_equal(plain.samples, still.samples)
     kind = connected_words.Variation(speed=0.2, noisy=0.5, noise=noise)
     varied = connected_words.speak_sequences(words.train, words.classes, rows, 4, kind)
@@ -437,9 +416,7 @@ def test_varied_rows_say_the_same_at_other_speeds_and_some_in_noise():
     louder = np.mean(np.array(quietest[1]) > 3 * np.array(quietest[0]) + 5)
     assert 0.2 < louder < 0.8  # about half of the rows have a noise floor now
     word = torch.sin(torch.arange(8000) * 0.05)
-    lengths = [
-        len(kind.word(word, np.random.default_rng(seed))) / 8000 for seed in range(50)
-    ]
+    lengths = [len(kind.word(word, np.random.default_rng(seed))) / 8000 for seed in range(50)]
     assert 1 / 1.2 <= min(lengths) < 0.9
     assert 1.1 < max(lengths) <= 1 / 0.8
     longer = torch.ones(200_000)  # than the noise: left as it is
@@ -468,11 +445,7 @@ def test_a_share_of_the_labels_is_a_share_of_the_speakers():
     assert len(set(some.speakers)) == 12
     corpus = connected_words.connected_words("quick", train=20, labels=0.3, words=words)
     assert corpus.name == "sample-words-connected"
-    assert [len(p) for p in (corpus.train, corpus.validation, corpus.test)] == [
-        6,
-        40,
-        40,
-    ]
+    assert [len(p) for p in (corpus.train, corpus.validation, corpus.test)] == [6, 40, 40]
     heard = {s for who in corpus.train.speakers for s in who.split("+")}
     assert heard <= set(some.speakers)
 

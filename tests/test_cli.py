@@ -22,11 +22,7 @@ def notebook(folder: Path, day: days.Day, *cells: str) -> None:
     (folder / day.name).mkdir(parents=True)
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     nb.cells[0].metadata["tags"] = ["parameters"]
-    nb.metadata["kernelspec"] = {
-        "name": "python3",
-        "display_name": "p",
-        "language": "python",
-    }
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "p", "language": "python"}
     nbformat.write(nb, folder / day.name / f"{day.name}.ipynb")
 
 
@@ -42,8 +38,7 @@ def test_one_failing_day_does_not_hide_the_others(tmp_path, monkeypatch, capsys)
     assert "ZeroDivisionError: division by zero" in said
     assert "1 of 2 days ok" in said
     done = nbformat.read(
-        tmp_path / "runs/quick/Day02_Training_Loop/Day02_Training_Loop.ipynb",
-        as_version=4,
+        tmp_path / "runs/quick/Day02_Training_Loop/Day02_Training_Loop.ipynb", as_version=4
     )
     assert "in quick" in str(done.cells)
     source = nbformat.read(days.get(2).notebook, as_version=4)
@@ -202,10 +197,7 @@ def test_doctor_speaks_without_torch():
         "from utils.cli import main; sys.exit(main(['doctor']))"
     )
     done = subprocess.run(
-        [__import__("sys").executable, "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+        [__import__("sys").executable, "-c", code], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 1
     assert "FAIL device: " in done.stdout
@@ -262,9 +254,7 @@ def test_the_race_stops_at_the_goal_and_at_the_cap():
     seconds, accuracy, arrived = measure.race(learn, answers, part, 0.99, epochs=5)
     assert (accuracy, arrived) == (1.0, True)
     torch.nn.init.zeros_(answers.weight)
-    assert (
-        measure.race(lambda _: None, answers, part, 0.99, epochs=5, cap=0)[2] is False
-    )
+    assert measure.race(lambda _: None, answers, part, 0.99, epochs=5, cap=0)[2] is False
     assert seconds < 60
     stock = mnist.StockNet()
     assert sum(p.numel() for p in stock.parameters()) == 1_199_882
@@ -274,15 +264,11 @@ def test_the_race_stops_at_the_goal_and_at_the_cap():
     for _ in range(20):
         trainer.step(x, y)
     assert torch.nn.functional.cross_entropy(trainer.model(x), y).item() < before / 2
-    assert stock(torch.zeros(2, 1, 28, 28)).exp().sum().item() == pytest.approx(
-        2, abs=1e-4
-    )
+    assert stock(torch.zeros(2, 1, 28, 28)).exp().sum().item() == pytest.approx(2, abs=1e-4)
 
 
 def test_makefile_installs_once_and_helps():
-    helped = subprocess.run(
-        ["make", "help"], cwd=ROOT, capture_output=True, text=True
-    ).stdout
+    helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
     for target in (
         "run",
         "test",
@@ -300,9 +286,7 @@ def test_makefile_installs_once_and_helps():
     ):
         assert f"make {target}" in helped
     if (ROOT / ".venv" / ".installed").exists():
-        plan = subprocess.run(
-            ["make", "-n", "run"], cwd=ROOT, capture_output=True, text=True
-        )
+        plan = subprocess.run(["make", "-n", "run"], cwd=ROOT, capture_output=True, text=True)
         assert "pip install" not in plan.stdout
     assert (ROOT / ".ci/run").read_text().strip().endswith("\nmake test")
 

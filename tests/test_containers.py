@@ -69,8 +69,7 @@ def test_both_do_the_same_without_a_command_and_carry_the_same_labels():
     assert "set -- " + " ".join(words) in definition()["runscript"]
     mine = dict(re.findall(r'(org\S+)="([^"]+)"', steps("LABEL")[0]))
     theirs = dict(
-        line.strip().split(None, 1)
-        for line in definition()["labels"].strip().splitlines()
+        line.strip().split(None, 1) for line in definition()["labels"].strip().splitlines()
     )
     assert mine == theirs
 
@@ -137,15 +136,7 @@ def test_the_entry_point_runs_its_command_within_that_environment(tmp_path):
     script = (HERE / "entrypoint.sh").read_text().replace("/opt/study", str(HERE))
     (tmp_path / "entry.sh").write_text(script)
     done = subprocess.run(
-        [
-            "sh",
-            str(tmp_path / "entry.sh"),
-            "sh",
-            "-c",
-            "echo $1 $PYTHONNOUSERSITE",
-            "-",
-            "a b",
-        ],
+        ["sh", str(tmp_path / "entry.sh"), "sh", "-c", "echo $1 $PYTHONNOUSERSITE", "-", "a b"],
         env={"PATH": os.environ["PATH"], "STUDY_CACHE": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -155,18 +146,8 @@ def test_the_entry_point_runs_its_command_within_that_environment(tmp_path):
 
 def test_build_commands():
     docker = container.build_command("docker", "", "", [])
-    assert docker == [
-        "docker",
-        "build",
-        "-f",
-        "containers/Dockerfile",
-        "-t",
-        "study:latest",
-        ".",
-    ]
-    buildah = container.build_command(
-        "buildah", "local/base", "x", ["--isolation=chroot"]
-    )
+    assert docker == ["docker", "build", "-f", "containers/Dockerfile", "-t", "study:latest", "."]
+    buildah = container.build_command("buildah", "local/base", "x", ["--isolation=chroot"])
     assert buildah[:4] == ["buildah", "bud", "--format", "docker"]
     assert "BASE=local/base" in buildah
     assert buildah[-2:] == ["--isolation=chroot", "."]
@@ -202,9 +183,7 @@ def test_an_engine_that_is_here_reads_the_dockerfile(tmp_path):
     if subprocess.run([engine, "info"], capture_output=True).returncode:
         pytest.skip(f"{engine} is installed but does not run here")
     command = container.build_command(engine, "localhost/no-such-base:0", "none", [])
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "no-such-base" in done.stdout + done.stderr
 
@@ -247,11 +226,7 @@ def test_a_killed_day_goes_on(tmp_path, monkeypatch):
     assert execute_resuming(days.get(2), "quick").status == "FAILED"
     assert list(tmp_path.rglob("checkpoint.pt"))
     assert execute_resuming(days.get(2), "quick").status == "ok"
-    assert [(lr, started) for lr, started, _ in seen] == [
-        (0.1, False),
-        (0.1, True),
-        (0.2, False),
-    ]
+    assert [(lr, started) for lr, started, _ in seen] == [(0.1, False), (0.1, True), (0.2, False)]
     assert torch.equal(seen[0][2], seen[1][2])
     assert not list(tmp_path.rglob("checkpoint.pt"))
     assert "STUDY_RESUME" not in os.environ

@@ -13,12 +13,7 @@ from utils.logger import RunLogger
 def runs(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
     log = RunLogger(
-        5,
-        "quick",
-        "sample-shapes",
-        torch.device("cpu"),
-        ("lr", "accuracy"),
-        folder=tmp_path,
+        5, "quick", "sample-shapes", torch.device("cpu"), ("lr", "accuracy"), folder=tmp_path
     )
     made = {}
     for lr in (0.1, 0.2):
@@ -40,14 +35,11 @@ def test_what_was_logged_is_what_the_dashboard_shows(runs):
             steps = tensorboard_capture.scalars(url, name, "loss")
             assert [s for s, _ in steps] == [0, 1, 2]
             assert [v for _, v in steps] == pytest.approx([3 * lr, 2 * lr, lr])
-            assert tensorboard_capture.scalars(url, name, "hparam/accuracy")[0][
-                1
-            ] == pytest.approx(lr)
+            assert tensorboard_capture.scalars(url, name, "hparam/accuracy")[0][1] == pytest.approx(
+                lr
+            )
         tags = tensorboard_capture.ask(url, "/data/plugin/scalars/tags")
-        assert {t for of_run in tags.values() for t in of_run} >= {
-            "loss",
-            "epoch/val_accuracy",
-        }
+        assert {t for of_run in tags.values() for t in of_run} >= {"loss", "epoch/val_accuracy"}
 
 
 def test_an_empty_folder_is_said(tmp_path):

@@ -17,14 +17,9 @@ def test_the_sample_has_three_parts_without_an_image_in_common():
     images = data.mnist("quick")
     assert images.name == "sample-digits"
     seen = [
-        {x.numpy().tobytes() for x in p.x}
-        for p in (images.train, images.validation, images.test)
+        {x.numpy().tobytes() for x in p.x} for p in (images.train, images.validation, images.test)
     ]
-    assert [len(p) for p in (images.train, images.validation, images.test)] == [
-        1197,
-        300,
-        300,
-    ]
+    assert [len(p) for p in (images.train, images.validation, images.test)] == [1197, 300, 300]
     assert not (seen[0] & seen[1])
     assert not (seen[0] & seen[2])
     assert not (seen[1] & seen[2])
@@ -41,9 +36,7 @@ def test_the_committed_split_is_5000_different_training_images():
 
 
 def write_idx(path, array):
-    head = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(
-        f">{array.ndim}I", *array.shape
-    )
+    head = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
     path.write_bytes(head + array.tobytes())
 
 
@@ -54,13 +47,11 @@ def other_mnist(tmp_path, monkeypatch):
     raw.mkdir(parents=True)
     for name, n in (("train", 60_000), ("t10k", 10_000)):
         images = np.zeros((n, 28, 28), np.uint8)
-        images[:, 0, :3] = np.frombuffer(
-            np.arange(n, dtype=">u4").tobytes(), np.uint8
-        ).reshape(n, 4)[:, 1:]
+        images[:, 0, :3] = np.frombuffer(np.arange(n, dtype=">u4").tobytes(), np.uint8).reshape(
+            n, 4
+        )[:, 1:]
         write_idx(raw / f"{name}-images-idx3-ubyte", images)
-        write_idx(
-            raw / f"{name}-labels-idx1-ubyte", (np.arange(n) % 10).astype(np.uint8)
-        )
+        write_idx(raw / f"{name}-labels-idx1-ubyte", (np.arange(n) % 10).astype(np.uint8))
     monkeypatch.setenv("STUDY_DATA", str(tmp_path))
 
 
@@ -69,12 +60,7 @@ def test_study_parts_are_disjoint_and_the_set_is_named_by_what_it_is(other_mnist
     assert images.name.startswith("mnist-other-")
 
     def numbers(part):
-        pixels = (
-            (part.x[:, 0, 0, :3] * data.MNIST_STD + data.MNIST_MEAN)
-            .mul(255)
-            .round()
-            .long()
-        )
+        pixels = (part.x[:, 0, 0, :3] * data.MNIST_STD + data.MNIST_MEAN).mul(255).round().long()
         return pixels[:, 0] * 65536 + pixels[:, 1] * 256 + pixels[:, 2]
 
     train, validation = numbers(images.train), numbers(images.validation)
@@ -85,9 +71,7 @@ def test_study_parts_are_disjoint_and_the_set_is_named_by_what_it_is(other_mnist
     assert len(images.test) == 10_000
 
 
-@pytest.mark.skipif(
-    not data.is_here("mnist"), reason="the real MNIST is not on this machine"
-)
+@pytest.mark.skipif(not data.is_here("mnist"), reason="the real MNIST is not on this machine")
 def test_real_mnist_is_recognised():
     assert data.identify("mnist") == "mnist"
 
@@ -104,9 +88,7 @@ def test_study_without_data_and_network_names_three_ways_on(tmp_path, monkeypatc
     monkeypatch.setenv("STUDY_DATA", str(tmp_path))
     dead = data.Remote(("http://127.0.0.1:9/x.gz",), 10, "md5:0")
     entry = catalogue.SOURCES["mnist"]
-    offline = catalogue.Source(
-        entry.name, (dead,), entry.folder, 10, entry.prints, entry.licence
-    )
+    offline = catalogue.Source(entry.name, (dead,), entry.folder, 10, entry.prints, entry.licence)
     monkeypatch.setitem(catalogue.SOURCES, "mnist", offline)
     with pytest.raises(data.DataError, match="Three ways on"):
         data.mnist("study")
@@ -150,9 +132,7 @@ def test_cifar10_parts_are_disjoint_and_named_by_their_pixels(tmp_path, monkeypa
     assert torch.equal((red * 255).round().long(), held_out % 251)
     assert torch.equal(images.validation.y, held_out % 10)
     again = write_with_protocol(tmp_path, 2)
-    assert (
-        data.identify("cifar10") == again == images.name
-    )  # packed otherwise, the same pixels
+    assert data.identify("cifar10") == again == images.name  # packed otherwise, the same pixels
 
 
 def write_with_protocol(root, protocol):
@@ -184,9 +164,7 @@ def test_the_committed_cifar10_split_is_balanced_in_size():
     assert max(held_out) < 50_000
 
 
-@pytest.mark.skipif(
-    not data.is_here("cifar10"), reason="CIFAR-10 is not on this machine"
-)
+@pytest.mark.skipif(not data.is_here("cifar10"), reason="CIFAR-10 is not on this machine")
 def test_real_cifar10_is_one_of_the_known_ones():
     assert data.identify("cifar10") in ("cifar10", "cifar10-jpeg")
     images = data.cifar10("study")
@@ -208,10 +186,7 @@ def test_the_generated_shapes_are_ten_classes_that_do_not_repeat():
     ("key", "names"),
     [
         ("librispeech_dev", ("librispeech-dev-clean", "librispeech-dev-clean-half")),
-        (
-            "librispeech_test",
-            ("librispeech-test-clean", "librispeech-test-clean-30spk"),
-        ),
+        ("librispeech_test", ("librispeech-test-clean", "librispeech-test-clean-30spk")),
         ("kathleen", ("kathleen",)),
         ("noise", ("esc10",)),
     ],

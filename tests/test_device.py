@@ -25,8 +25,7 @@ def test_missing_gpu_names_what_is_there(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("cuda", "mps", "chosen"),
-    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+    ("cuda", "mps", "chosen"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
 )
 def test_order_of_devices(monkeypatch, cuda, mps, chosen):
     monkeypatch.delenv("STUDY_DEVICE", raising=False)
@@ -45,11 +44,7 @@ def test_machine_line_names_device_versions_and_arithmetic():
 def test_same_seed_same_numbers():
     def draw():
         dev.seed_everything(7)
-        return (
-            torch.rand(3),
-            __import__("numpy").random.rand(3),
-            __import__("random").random(),
-        )
+        return (torch.rand(3), __import__("numpy").random.rand(3), __import__("random").random())
 
     (a, b, c), (d, e, f) = draw(), draw()
     assert torch.equal(a, d)

@@ -44,9 +44,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(404)
             return
         body = CONTENT[::-1] if kind == "wrong" else CONTENT
-        start = (
-            int(wanted.split("=")[1].rstrip("-")) if wanted and kind != "norange" else 0
-        )
+        start = int(wanted.split("=")[1].rstrip("-")) if wanted and kind != "norange" else 0
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
@@ -130,9 +128,7 @@ def test_no_network_is_one_clear_sentence(tmp_path):
 def test_an_answer_that_does_not_end_is_cut_off(server, tmp_path):
     short = CONTENT[:1000]
     entry = Remote(
-        (server.url("good/file.bin"),),
-        1000,
-        "sha256:" + hashlib.sha256(short).hexdigest(),
+        (server.url("good/file.bin"),), 1000, "sha256:" + hashlib.sha256(short).hexdigest()
     )
     with pytest.raises(DataError, match="wrong checksum"):
         download.download(entry, tmp_path, bar=False)
@@ -146,20 +142,14 @@ def test_free_space_is_looked_at_first(server, tmp_path, monkeypatch):
     assert not server.asked
 
 
-def test_a_disk_that_fills_up_is_said_and_the_part_is_kept(
-    server, tmp_path, monkeypatch
-):
+def test_a_disk_that_fills_up_is_said_and_the_part_is_kept(server, tmp_path, monkeypatch):
     class Full(io.FileIO):
         def write(self, chunk):
             super().write(chunk[: len(chunk) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def opened(path, mode="r", *a, **k):
-        return (
-            Full(path, "a")
-            if str(path).endswith(".part") and mode != "rb"
-            else open(path, mode)
-        )
+        return Full(path, "a") if str(path).endswith(".part") and mode != "rb" else open(path, mode)
 
     monkeypatch.setattr(download, "open", opened, raising=False)
     entry = remote(server.url("good/file.bin"))
@@ -250,11 +240,7 @@ def test_good_archives_unpack_into_a_folder_that_is_there(tmp_path):
     folder = tmp_path / "in"
     (folder / "sub").mkdir(parents=True)
     (folder / "sub" / "old.txt").write_text("old")
-    tar_with(
-        tmp_path / "a.tar.gz",
-        (member("sub/new.txt"), b"new"),
-        (member("top.txt"), b"top"),
-    )
+    tar_with(tmp_path / "a.tar.gz", (member("sub/new.txt"), b"new"), (member("top.txt"), b"top"))
     download.unpack(tmp_path / "a.tar.gz", folder, limit=100)
     (tmp_path / "single.txt.gz").write_bytes(gzip.compress(b"single"))
     download.unpack(tmp_path / "single.txt.gz", folder, limit=100)
@@ -297,13 +283,8 @@ def toy_set(tmp_path, monkeypatch):
         packed = gzip.compress(content)
         (served / f"{name}.gz").write_bytes(packed)
         url = f"http://127.0.0.1:{s.server_port}/{name}.gz"
-        files.append(
-            Remote((url,), len(packed), "md5:" + hashlib.md5(packed).hexdigest())
-        )
-    prints = {
-        f"Toy/raw/{n}": f"sha256:{hashlib.sha256(c).hexdigest()}"
-        for n, c in raw.items()
-    }
+        files.append(Remote((url,), len(packed), "md5:" + hashlib.md5(packed).hexdigest()))
+    prints = {f"Toy/raw/{n}": f"sha256:{hashlib.sha256(c).hexdigest()}" for n, c in raw.items()}
     entry = catalogue.Source("toy", tuple(files), "Toy/raw", 3500, prints, "none")
     monkeypatch.setitem(catalogue.SOURCES, "toy", entry)
     second = days.Day(2, "Training_Loop", "accuracy", ("toy",))

@@ -79,8 +79,7 @@ def sentences() -> list[torch.Tensor]:
     """Six bundled sentences by as many voices, float `(time,)`."""
     index, samples = read_sample("sentences")
     return [
-        torch.from_numpy(samples[int(r["start"]) :][: int(r["length"])].copy())
-        / 32768.0
+        torch.from_numpy(samples[int(r["start"]) :][: int(r["length"])].copy()) / 32768.0
         for r in index[:6]
     ]
 
@@ -371,9 +370,7 @@ def test_mixtures_vary_their_noise_and_keep_it_within_the_band(sentences):
         return 3 * x
 
     for augment in (None, day14_train.varied_voices):
-        speech_ = Crops(
-            samples, starts, lengths, np.zeros(6, int), **crops, augment=augment
-        )
+        speech_ = Crops(samples, starts, lengths, np.zeros(6, int), **crops, augment=augment)
         made = Mixtures(speech_, noise(20_000), (5, 5), vary=louder, in_band=True)
         ((noisy, clean),) = made.epoch(0)
         ratio = clean.square().mean(1) / (noisy - clean).square().mean(1)
@@ -442,9 +439,7 @@ def test_a_small_training_learns_and_resumes(sentences, tmp_path):
     _, resumed = train(short, checkpoint=path)
     assert resumed.column("train_loss") == pytest.approx(losses, rel=1e-3)
     with pytest.raises(ValueError, match="write one of si_sdr, compressed, both"):
-        train_enhancer(
-            samples, starts, lengths, noises, None, EnhancerSettings(loss="l1")
-        )
+        train_enhancer(samples, starts, lengths, noises, None, EnhancerSettings(loss="l1"))
 
 
 def test_the_searches_leave_rows(sentences, tmp_path, monkeypatch):
@@ -462,7 +457,9 @@ def test_the_searches_leave_rows(sentences, tmp_path, monkeypatch):
     small = {"batch_size": day14_search.CategoricalDistribution([2, 4])}
     for name, space in day14_search.SPACES.items():
         monkeypatch.setitem(day14_search.SPACES, name, space | small)
-    monkeypatch.setitem(day14_search.BUDGET, "quick", day14_search.BUDGET["quick"] | {"width": 0.125})
+    monkeypatch.setitem(
+        day14_search.BUDGET, "quick", day14_search.BUDGET["quick"] | {"width": 0.125}
+    )
     day14_search.run_worker("quick", 1)
     log = RunLogger(14, "quick", data.name, torch.device("cpu"), day14_search.COLUMNS)
     rows = read_table(log.path)

@@ -147,11 +147,7 @@ def test_a_wrong_header_reads_what_is_there_or_says_so(tmp_path):
 
 def test_dc_clipping_and_silence_give_finite_features():
     front = LogMel(40)
-    for wave in (
-        torch.full((1, 16000), 0.7),
-        torch.ones(1, 16000),
-        torch.zeros(1, 16000),
-    ):
+    for wave in (torch.full((1, 16000), 0.7), torch.ones(1, 16000), torch.zeros(1, 16000)):
         assert torch.isfinite(front(wave)).all()
     clipped = (noise(1, 16000) * 100).clamp(-1, 1)
     assert torch.isfinite(MFCC(20, deltas=2)(clipped)).all()
@@ -330,9 +326,7 @@ def test_noise_has_the_wanted_ratio(snr):
 
 
 def test_silence_has_no_ratio_and_stays():
-    assert torch.equal(
-        add_noise(torch.zeros(2, 100), noise(2, 100), 0.0), torch.zeros(2, 100)
-    )
+    assert torch.equal(add_noise(torch.zeros(2, 100), noise(2, 100), 0.0), torch.zeros(2, 100))
     speech = noise(2, 100)
     assert torch.equal(add_noise(speech, torch.zeros(2, 100), 0.0), speech)
 
@@ -380,9 +374,7 @@ def test_one_speed_is_one_pitch():
     fast = play_at(tone, 1.25)
     assert fast.shape == tone.shape
     assert not fast[:, 12_800:].any()  # filled with zeros
-    assert torch.fft.rfft(fast[:, :12_000]).abs().argmax() * 4 / 3 == pytest.approx(
-        1250, abs=2
-    )
+    assert torch.fft.rfft(fast[:, :12_000]).abs().argmax() * 4 / 3 == pytest.approx(1250, abs=2)
 
 
 def test_another_microphone_colours_and_muffles():

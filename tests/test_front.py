@@ -114,9 +114,7 @@ def anchor(title: str) -> str:
 def test_both_have_the_same_headings_in_order():
     en, zh = headings(page("en")), headings(page("zh"))
     assert [level for level, _ in en] == [level for level, _ in zh]
-    assert list(zip([t for _, t in en[1:]], [t for _, t in zh[1:]], strict=True)) == [
-        *SECTIONS
-    ]
+    assert list(zip([t for _, t in en[1:]], [t for _, t in zh[1:]], strict=True)) == [*SECTIONS]
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -133,9 +131,7 @@ def test_both_have_the_same_links(name):
     ours = {*LANGUAGES.values()}  # each names the other
     inner = [[link for link in found if link.startswith("#")] for found in (en, zh)]
     assert len(inner[0]) == len(inner[1])
-    plain = [
-        [link for link in f if link[0] != "#" and link not in ours] for f in (en, zh)
-    ]
+    plain = [[link for link in f if link[0] != "#" and link not in ours] for f in (en, zh)]
     assert plain[0] == plain[1]
 
 

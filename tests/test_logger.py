@@ -30,9 +30,7 @@ def log(tmp_path, monkeypatch):
 
 
 def one(log, seed=0, accuracy=0.9, role="sweep", **config):
-    with log.run(
-        role=role, seed=seed, **{"optimizer": "Adam", "lr": 1e-3, **config}
-    ) as run:
+    with log.run(role=role, seed=seed, **{"optimizer": "Adam", "lr": 1e-3, **config}) as run:
         run.epoch(1, train_loss=0.5)
         run.result(final_loss=0.25, accuracy=accuracy)
     return run
@@ -94,9 +92,7 @@ def test_only_headline_runs_keep_their_epochs(log):
     head = one(log, seed=1, role="headline")
     one(log, seed=1, role="headline")
     rows = read_table(log.train_log)
-    assert [(r["run"], r["epoch"], r["train_loss"]) for r in rows] == [
-        (head.id, "1", "0.5")
-    ]
+    assert [(r["run"], r["epoch"], r["train_loss"]) for r in rows] == [(head.id, "1", "0.5")]
 
 
 def test_only_this_sessions_headline_keeps_the_crown(log, tmp_path):
@@ -109,13 +105,7 @@ def test_only_this_sessions_headline_keeps_the_crown(log, tmp_path):
     later.crown()
     rows = read_table(log.path)
     assert [r["run"] for r in rows if r["role"] == "headline"] == kept
-    assert [r["role"] for r in rows] == [
-        "sweep",
-        "sweep",
-        "headline",
-        "headline",
-        "sweep",
-    ]
+    assert [r["role"] for r in rows] == ["sweep", "sweep", "headline", "headline", "sweep"]
     assert {r["run"] for r in read_table(log.train_log)} == set(kept)
     assert later.table(role="headline")["lr"].tolist() == [0.5, 0.5]
 
@@ -137,10 +127,7 @@ def test_a_foreign_table_is_not_overwritten(log):
 
 
 def test_unknown_column_and_role_are_refused(log):
-    with (
-        pytest.raises(ValueError, match="no such column"),
-        log.run(optimizer="SGD") as run,
-    ):
+    with pytest.raises(ValueError, match="no such column"), log.run(optimizer="SGD") as run:
         run.result(acuracy=1.0)
     with pytest.raises(ValueError, match="role"):
         log.run(role="best")
@@ -188,18 +175,13 @@ def test_numbers_come_back_as_numbers_and_text_as_it_stands(log):
 def write_rows(path: str, name: str, count: int) -> None:
     for i in range(count):
         run = f"{name}-{i}"
-        update_table(
-            Path(path), [{"run": run, "value": i}], ["run", "value"], replace=run
-        )
+        update_table(Path(path), [{"run": run, "value": i}], ["run", "value"], replace=run)
 
 
 def test_two_notebooks_at_once_lose_no_row(tmp_path):
     path = tmp_path / "t.csv"
     context = multiprocessing.get_context("fork")
-    writers = [
-        context.Process(target=write_rows, args=(str(path), name, 25))
-        for name in "abcd"
-    ]
+    writers = [context.Process(target=write_rows, args=(str(path), name, 25)) for name in "abcd"]
     for w in writers:
         w.start()
     for w in writers:
@@ -290,18 +272,12 @@ def test_a_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
 def test_steps_and_epochs_can_be_read_back_from_tensorboard(log):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for _ in range(
-        2
-    ):  # the second run of a configuration replaces the curve of the first
+    for _ in range(2):  # the second run of a configuration replaces the curve of the first
         with log.run(optimizer="SGD", lr=0.1) as run:
             run.steps(10, {"loss": [3.0, 2.0, 1.0]})
             run.epoch(1, val_accuracy=0.5)
     events = EventAccumulator(str(run.folder)).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("loss")] == [
-        (10, 3.0),
-        (11, 2.0),
-        (12, 1.0),
-    ]
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(10, 3.0), (11, 2.0), (12, 1.0)]
     assert events.Scalars("epoch/val_accuracy")[0].value == 0.5
 
 
@@ -321,9 +297,7 @@ def test_wandb_offline_gets_the_run(log, monkeypatch):
 
 def git(folder, *args):
     name = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    subprocess.run(
-        ["git", "-C", str(folder), *name, *args], check=True, capture_output=True
-    )
+    subprocess.run(["git", "-C", str(folder), *name, *args], check=True, capture_output=True)
 
 
 def test_a_row_says_which_code_it_comes_from(tmp_path, monkeypatch):

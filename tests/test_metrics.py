@@ -7,14 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from Day14_Enhancement.enhancer import si_sdr
-from utils.metrics import (
-    Interval,
-    Spread,
-    accuracy,
-    bootstrap_difference,
-    bootstrap_mean,
-    spread,
-)
+from utils.metrics import Interval, Spread, accuracy, bootstrap_difference, bootstrap_mean, spread
 
 
 def test_accuracy_by_hand():
@@ -25,9 +18,7 @@ def test_accuracy_by_hand():
 @pytest.mark.parametrize("shape", [(0, 2), (3, 2), (2,)])
 def test_accuracy_refuses_what_does_not_fit(shape):
     with pytest.raises(ValueError, match="accuracy needs"):
-        accuracy(
-            torch.zeros(shape), torch.zeros(2 if shape[0] else 0, dtype=torch.long)
-        )
+        accuracy(torch.zeros(shape), torch.zeros(2 if shape[0] else 0, dtype=torch.long))
 
 
 def test_spread_by_hand():

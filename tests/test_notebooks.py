@@ -15,9 +15,7 @@ from utils import days
 from utils.logger import FIRST, LAST, read_table
 
 HERE = days.existing()
-MACHINE_PATH = re.compile(
-    r"(?<![\w.:/])/(?:root|home|work|tmp|Users|mnt|private)/[\w.-]+"
-)
+MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:root|home|work|tmp|Users|mnt|private)/[\w.-]+")
 
 
 def by_name(day):
@@ -26,9 +24,7 @@ def by_name(day):
 
 def prints(folder):
     return {
-        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in folder.rglob("*")
-        if p.is_file()
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()
     }
 
 
@@ -112,9 +108,7 @@ def test_committed_notebook_is_a_lesson(day):
     assert statistics.median(lines) <= 10
     assert max(lines) <= 40
     assert max(len(s) for c in code for s in c.source.splitlines()) <= 88
-    drawn = [
-        c for c in code if "Image(filename" not in c.source
-    ]  # the text before shows those
+    drawn = [c for c in code if "Image(filename" not in c.source]  # the text before shows those
     outputs = [o.get("data", {}) for c in drawn for o in c.outputs]
     pictures = [data for data in outputs if "image/png" in data]
     captions = [data for data in outputs if "text/markdown" in data]

@@ -85,12 +85,8 @@ def test_losses_by_hand_and_without_padding():
         a += (out.mel[k, :, :n] - batch.mel[k, :, :n]).flatten().tolist()
         b += (out.log_durations[k, :letters] - (batch.durations[k, :letters] + 1).log()).tolist()  # fmt: skip
     parts = parallel_losses(out, batch)
-    assert parts["mel"].item() == pytest.approx(
-        sum(x * x + abs(x) for x in a) / len(a), rel=1e-4
-    )
-    assert parts["duration"].item() == pytest.approx(
-        sum(x * x for x in b) / len(b), rel=1e-4
-    )
+    assert parts["mel"].item() == pytest.approx(sum(x * x + abs(x) for x in a) / len(a), rel=1e-4)
+    assert parts["duration"].item() == pytest.approx(sum(x * x for x in b) / len(b), rel=1e-4)
 
 
 def test_it_learns_spectra_and_durations_and_speaks_without_them():
@@ -151,9 +147,7 @@ def test_pitch_of_a_tone_and_prosody_of_letters():
     mel[0, :40, :3] = 1.0
     mel[0, 40:, 3:] = 1.0
     heard = torch.tensor([[200.0, 200.0, 200.0, 333.0, 333.0]])
-    got = day11_durations.letter_prosody(
-        mel, torch.tensor([5]), heard, torch.tensor([[3.0, 2.0]])
-    )
+    got = day11_durations.letter_prosody(mel, torch.tensor([5]), heard, torch.tensor([[3.0, 2.0]]))
     high = (math.log(200) - PITCH[0]) / PITCH[1]
     expected = torch.tensor([[[high, 1.0, 0.0], [0.0, 0.0, 0.0]]])
     torch.testing.assert_close(got, expected)

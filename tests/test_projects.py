@@ -123,9 +123,7 @@ def test_the_published_table_is_the_derived_one_and_wide_enough():
     assert len(set(whole)) == len(whole)
 
 
-def test_summary_writes_the_table_and_says_what_is_missing(
-    tmp_path, monkeypatch, capsys
-):
+def test_summary_writes_the_table_and_says_what_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(days, "ROOT", tmp_path)
     last = days.get(15)
     publish(tmp_path, days.get(2), [row(accuracy=0.98)])
@@ -265,9 +263,7 @@ def test_a_copied_project_runs_offline_in_its_own_folder(tmp_path, monkeypatch):
 
 def git(folder, *arguments):
     who = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    subprocess.run(
-        ["git", *who, *arguments], cwd=folder, check=True, capture_output=True
-    )
+    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
 
 
 @pytest.fixture
@@ -289,14 +285,10 @@ def missing(capsys):
 
 def test_checkin_wants_a_new_row_and_never_pushes(copied_day, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(
-        checkin, "git", lambda *a, real=checkin.git: asked.append(a[0]) or real(*a)
-    )
+    monkeypatch.setattr(checkin, "git", lambda *a, real=checkin.git: asked.append(a[0]) or real(*a))
     assert __main__.main(["checkin", "7"]) == 1
     said = capsys.readouterr().out
-    assert [s.split("  ")[-1] for s in said.splitlines() if "MISSING" in s] == [
-        "a new row"
-    ]
+    assert [s.split("  ")[-1] for s in said.splitlines() if "MISSING" in s] == ["a new row"]
     assert "git add Day07_Speech_Commands" in said
     assert 'git commit -m "Add Day 7 study files"' in said
     assert "git push origin mine" in said
@@ -330,9 +322,7 @@ def test_checkin_sees_each_gap(copied_day, capsys):
     assert "px wide" in gaps[2]
 
 
-def test_a_section_is_filled_by_what_stands_under_its_subheadings(
-    tmp_path, monkeypatch
-):
+def test_a_section_is_filled_by_what_stands_under_its_subheadings(tmp_path, monkeypatch):
     monkeypatch.setattr(days, "ROOT", tmp_path)
     day = days.get(3)
     day.folder.mkdir()

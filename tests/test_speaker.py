@@ -58,10 +58,7 @@ def gen(seed: int = 0) -> torch.Generator:
 def sentences():
     """Bundled sentences: waves (int16) and voices."""
     index, samples = read_sample("sentences")
-    waves = [
-        torch.from_numpy(samples[int(r["start"]) :][: int(r["length"])].copy())
-        for r in index
-    ]
+    waves = [torch.from_numpy(samples[int(r["start"]) :][: int(r["length"])].copy()) for r in index]
     return waves, [r["voice"] for r in index]
 
 
@@ -176,9 +173,7 @@ def test_level_and_length_of_a_recording_change_little():
     torch.manual_seed(0)
     net = SpeakerNet(32, 32, 16, frames=100, rate=2.0).eval()
     wave = 0.1 * torch.randn(30_000, generator=gen())
-    torch.testing.assert_close(
-        net.embed([wave]), net.embed([4 * wave]), rtol=0, atol=1e-2
-    )
+    torch.testing.assert_close(net.embed([wave]), net.embed([4 * wave]), rtol=0, atol=1e-2)
     short = wave[:500]
     assert torch.equal(net.embed([short]), net.embed([short.repeat(32)]))
     assert net.segments(torch.zeros(100 * 160 + 80 * 160)).shape == (3, 16_000)
@@ -201,9 +196,7 @@ def test_the_margin_is_an_angle():
     # behind the turn the loss goes on growing, and its gradient is finite
     behind = torch.linspace(-1, 1, 201).requires_grad_()
     zero = torch.tensor([0])
-    losses = [
-        aam_softmax(torch.stack([c, c * 0])[None], zero, scale=2.0) for c in behind
-    ]
+    losses = [aam_softmax(torch.stack([c, c * 0])[None], zero, scale=2.0) for c in behind]
     assert (torch.stack(losses).diff() < 0).all()
     sum(losses).backward()
     assert torch.isfinite(behind.grad).all()
@@ -216,9 +209,7 @@ def two_tone_speakers(count: int = 4, each: int = 6):
         for u in range(each):
             t = torch.arange(9000 + 1500 * u) / SAMPLE_RATE
             tone = (2 * math.pi * (300 + 400 * s) * t).sin()
-            tone *= (
-                2 * math.pi * 5 * t
-            ).sin() > 0  # what is steady, the mean takes away
+            tone *= (2 * math.pi * 5 * t).sin() > 0  # what is steady, the mean takes away
             wave = tone + 0.3 * torch.randn(len(t), generator=gen(10 * s + u))
             waves.append((3000 * wave).to(torch.int16))
             ecapa_tdnn.append(f"s{s}")
@@ -272,9 +263,7 @@ def test_training_on_begins_where_the_encoder_puts_the_voices():
 
     def train(settings, **more):
         torch.manual_seed(0)
-        return train_speaker_net(
-            *packed, None, settings, mixed=False, bar=False, **more
-        )
+        return train_speaker_net(*packed, None, settings, mixed=False, bar=False, **more)
 
     net, _ = train(SMALL)
     aims = voice_directions(net, *packed)
@@ -296,9 +285,7 @@ def test_the_shipped_training_repeats_itself(tmp_path, monkeypatch):
     voices = training_voices("quick", librispeech("quick"))
     _, again = fit_own("quick", voices, seed=1, stop=lambda e: True, bar=False)
     assert len(again.epochs) == 1
-    assert again.epochs[0]["train_loss"] == pytest.approx(
-        shipped.epochs[0]["train_loss"], rel=0.01
-    )
+    assert again.epochs[0]["train_loss"] == pytest.approx(shipped.epochs[0]["train_loss"], rel=0.01)
     assert card["curve"][0]["train_loss"] == pytest.approx(
         shipped.epochs[0]["train_loss"], abs=1e-4
     )
@@ -342,9 +329,7 @@ def test_reverberation_falls_by_60_db_in_its_time(rt60):
     slope = np.polyfit(t[inside].numpy(), decay[inside].numpy(), 1)[0]
     assert -60 / slope == pytest.approx(rt60, rel=0.05)
     direct, tail = response[:, 0].square(), response[:, 1:].square().sum(1)
-    assert torch.allclose(
-        10 * torch.log10(direct / tail), torch.full((20,), 5.0), atol=1e-3
-    )
+    assert torch.allclose(10 * torch.log10(direct / tail), torch.full((20,), 5.0), atol=1e-3)
 
 
 def test_reverberation_is_the_convolution_at_the_same_level():
@@ -355,9 +340,7 @@ def test_reverberation_is_the_convolution_at_the_same_level():
         wanted = np.convolve(wave[i].numpy(), response[i].numpy())[:500]
         wanted *= np.sqrt(wave[i].square().sum().item() / (wanted**2).sum())
         assert np.abs(wet[i].numpy() - wanted).max() < 1e-4
-    assert torch.equal(
-        reverberate(torch.zeros(1, 10), response[:1]), torch.zeros(1, 10)
-    )
+    assert torch.equal(reverberate(torch.zeros(1, 10), response[:1]), torch.zeros(1, 10))
     with pytest.raises(ValueError, match="longer than 0 s"):
         room_response(torch.tensor([0.0]), gen())
 
@@ -439,9 +422,7 @@ def test_verify_says_who_and_how_sure(dvector, calibration, sentences):
 
 def test_verify_centres_what_the_calibration_centred(dvector, sentences):
     names = sorted({*sentences[1]} - {ONE})[:5]
-    waves = [
-        by_voice(sentences, n)[k][: 3 * SAMPLE_RATE] for n in names for k in (0, 1)
-    ]
+    waves = [by_voice(sentences, n)[k][: 3 * SAMPLE_RATE] for n in names for k in (0, 1)]
     who = [n for n in names for _ in (0, 1)]
     centre = dvector.embed(waves).mean(0)
     plain = calibrate_encoder(dvector, waves, who)
@@ -465,9 +446,7 @@ def test_verify_reads_any_rate(dvector, calibration, sentences, tmp_path):
         path = tmp_path / f"{rate}.wav"
         soundfile.write(path, resample(mine[1], 16_000, rate).numpy(), rate)
         got = verify(dvector, calibration, mine[0], path)
-        assert got.score == pytest.approx(
-            wanted.score, abs=0.15 if rate < 16e3 else 0.01
-        )
+        assert got.score == pytest.approx(wanted.score, abs=0.15 if rate < 16e3 else 0.01)
         assert any("8000 Hz" in w for w in got.warnings) == (rate == 8000)
     stereo = np.stack([mine[1].numpy()] * 2)
     got = verify(dvector, calibration, mine[0], stereo)
@@ -483,9 +462,7 @@ def test_verify_reads_any_rate(dvector, calibration, sentences, tmp_path):
         (torch.full((9000,), float("nan")), "no numbers"),
     ],
 )
-def test_what_says_nothing_of_a_voice_is_refused(
-    dvector, calibration, sentences, wave, message
-):
+def test_what_says_nothing_of_a_voice_is_refused(dvector, calibration, sentences, wave, message):
     with pytest.raises(AudioError, match=message):
         verify(dvector, calibration, by_voice(sentences, ONE)[0], wave)
 
@@ -522,16 +499,7 @@ def test_the_classifier_gives_cosines():
 def test_the_shipped_encoder_is_made_by_one_command(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
     path = tmp_path / "e.safetensors"
-    command = [
-        "pretrain",
-        "--day",
-        "13",
-        "--profile",
-        "quick",
-        "--seed",
-        "3",
-        "--output",
-    ]
+    command = ["pretrain", "--day", "13", "--profile", "quick", "--seed", "3", "--output"]
     assert main([*command, str(path)]) == 0
     settings = day13_train.OWN["quick"]
     encoder = ecapa_tdnn.SpeakerNet(settings.channels)

@@ -35,9 +35,7 @@ def runs(tmp_path_factory):
     made = {"vocoder": WaveGlow, "parallel": ParallelSynthesizer}
     sizes = {
         "vocoder": WaveGlowConfig(flows=2, layers=1, channels=8, condition=8),
-        "parallel": ParallelConfig(
-            encoder=16, width=8, hidden=16, blocks=1, predictor=8
-        ),
+        "parallel": ParallelConfig(encoder=16, width=8, hidden=16, blocks=1, predictor=8),
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STUDY_RUNS", str(folder))
@@ -97,9 +95,7 @@ def test_a_stranger_is_learned_once_and_spoken_alike(runs):
     assert strangers[0].said
     assert learned.model is not nets.synthesizers["parallel"]
     for vocoder in synthesize.VOCODERS:
-        first, second = (
-            made.waves[x.name, f"adapted_{vocoder}"] for x in (*strangers, again)
-        )
+        first, second = (made.waves[x.name, f"adapted_{vocoder}"] for x in (*strangers, again))
         assert torch.equal(first, second)
     spoken = {kind for name, kind in made.speech if name == "again"}
     assert spoken == {"speech", "adapted"}

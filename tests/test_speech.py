@@ -133,11 +133,7 @@ def small_set(tmp_path, monkeypatch):
 def test_speech_commands_on_disk_is_read_by_the_lists(small_set):
     words = speech_commands("study")
     assert words.name.startswith("speech_commands_v2-other-")
-    assert [len(p) for p in (words.train, words.validation, words.test)] == [
-        3527,
-        455,
-        520,
-    ]
+    assert [len(p) for p in (words.train, words.validation, words.test)] == [3527, 455, 520]
     assert words.classes == sorted(corpora.NINE_WORDS)
     assert words.train.x.dtype == torch.int16
     assert words.train.x.shape[1] == SAMPLE_RATE
@@ -171,10 +167,7 @@ def test_known_copies_are_known_by_their_clips(small_set, tmp_path):
 
 def test_clips_keep_names_and_speakers_when_some_are_taken():
     clips = Clips(
-        torch.arange(6).view(3, 2),
-        torch.tensor([0, 1, 2]),
-        ["a", "b", "c"],
-        ["x", "y", "z"],
+        torch.arange(6).view(3, 2), torch.tensor([0, 1, 2]), ["a", "b", "c"], ["x", "y", "z"]
     )
     part = clips.take(torch.tensor([2, 0]))
     assert part.names == ["c", "a"]
@@ -210,9 +203,7 @@ def test_the_bundled_sentences_have_texts_and_voices():
 
 
 @pytest.mark.parametrize("front", [LogMel(40), MFCC(40, deltas=1), LearnedFrontEnd(64)])
-@pytest.mark.parametrize(
-    "network", [CNN2d, TCResNet, lambda c: TCResNet(c, 2.0, separable=True)]
-)
+@pytest.mark.parametrize("network", [CNN2d, TCResNet, lambda c: TCResNet(c, 2.0, separable=True)])
 def test_every_front_end_fits_every_network(front, network):
     model = KeywordNet(front, network(front.out_channels), 9, 0.1, (20, 6))
     for wave in (torch.zeros(3, 16000, dtype=torch.int16), torch.randn(3, 9000)):
@@ -303,11 +294,7 @@ def test_sentences_keep_their_samples_texts_and_speakers_together():
     assert some.seconds == 17 / SAMPLE_RATE
     assert some.wave(1).tolist() == [3, 3, 3]
     part = some.take([2, 1])
-    assert (part.texts, part.speakers, part.names) == (
-        ["C", "B"],
-        ["x", "y"],
-        ["c", "b"],
-    )
+    assert (part.texts, part.speakers, part.names) == (["C", "B"], ["x", "y"], ["c", "b"])
     assert part.wave(0).tolist() == [9] * 9
     assert part.joined().tolist() == [9] * 9 + [3] * 3
     assert some.take(np.array([True, False, True])).texts == ["A", "C"]
@@ -379,9 +366,7 @@ def small_corpora(tmp_path, monkeypatch):
     write_flac(tmp_path / "one.wav", 2 * SAMPLE_RATE)
     flac, wav = ((tmp_path / f"one.{e}").read_bytes() for e in ("flac", "wav"))
     for part in ("train", "validation", "test"):
-        folder = (
-            tmp_path / "LibriSpeech" / f"{'test' if part == 'test' else 'dev'}-clean"
-        )
+        folder = tmp_path / "LibriSpeech" / f"{'test' if part == 'test' else 'dev'}-clean"
         for name in catalogue.read_lines(catalogue.SPLITS / f"librispeech_{part}.txt"):
             speaker, chapter, _ = name.split("-")
             chapter = folder / speaker / chapter
@@ -416,20 +401,14 @@ def test_corpora_on_disk_are_read_by_the_lists(small_corpora):
     corpus = librispeech("study")
     assert corpus.name.startswith("librispeech-dev-clean-other-")
     assert corpus.test_name == "librispeech-test-clean-30spk"
-    assert [len(p) for p in (corpus.train, corpus.validation, corpus.test)] == [
-        1042,
-        271,
-        1397,
-    ]
+    assert [len(p) for p in (corpus.train, corpus.validation, corpus.test)] == [1042, 271, 1397]
     assert corpus.train.texts[0] == f"THE TEXT OF {corpus.train.names[0]}"
     assert corpus.train.speakers[0] == corpus.train.names[0].split("-")[0]
     assert len(corpus.train.wave(5)) == 400
     assert "ONE MORE" in librispeech("full").train.texts
     for path in list((small_corpora / "LibriSpeech/test-clean/1089").glob("*/*.flac")):
         path.unlink()
-    for path in list(
-        (small_corpora / "LibriSpeech/test-clean").glob("[4-8]*/*/*.flac")
-    ):
+    for path in list((small_corpora / "LibriSpeech/test-clean").glob("[4-8]*/*/*.flac")):
         path.unlink()
     with pytest.raises(data.DataError, match="of the test list are not in test-clean"):
         librispeech("study")

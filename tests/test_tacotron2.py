@@ -49,9 +49,7 @@ SMALL = TacotronConfig(
 def sentences(count: int = 4, seed: int = 0, low: int = 5, high: int = 9) -> Utterances:
     """Utterances whose every letter sounds for three frames, each letter with a spectrum of its own."""
     g = torch.Generator().manual_seed(seed)
-    spectra = torch.randn(
-        len(SYMBOLS), MELS, generator=torch.Generator().manual_seed(1)
-    )
+    spectra = torch.randn(len(SYMBOLS), MELS, generator=torch.Generator().manual_seed(1))
     lengths = torch.randint(low, high, (count,), generator=g)
     text = torch.zeros(count, int(lengths.max()), dtype=torch.long)
     mel = torch.full((count, MELS, 3 * int(lengths.max())), SILENCE)
@@ -94,9 +92,7 @@ def test_padding_changes_nothing(training):
     for name, value in parts.items():
         torch.testing.assert_close(others[name], value, rtol=1e-4, atol=1e-5)
     for i, n in enumerate(near.mel_lengths.tolist()):
-        torch.testing.assert_close(
-            b.mel[i, :, :n], a.mel[i, :, :n], rtol=1e-3, atol=1e-5
-        )
+        torch.testing.assert_close(b.mel[i, :, :n], a.mel[i, :, :n], rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(b.stop[i, : n // 2], a.stop[i, : n // 2], rtol=1e-3, atol=1e-5)  # fmt: skip
 
 
@@ -119,11 +115,7 @@ def test_teacher_forced_equals_free_running_when_fed_the_same_frames():
     every, tacotron = sentences(), model().eval()
     with pytest.warns(UserWarning, match="did not stop by themselves"):
         free = tacotron.generate(
-            every.text,
-            every.text_lengths,
-            every.d_vectors,
-            threshold=1.0,
-            max_frames=20,
+            every.text, every.text_lengths, every.d_vectors, threshold=1.0, max_frames=20
         )
     assert free.lengths.tolist() == [20] * 4
     assert not free.stopped.any()
@@ -152,11 +144,7 @@ def test_all_steps_at_once_have_the_values_and_gradients_of_single_steps():
             states.append(state)
         out = torch.cat([torch.cat([s.hidden, s.context], 1) for s in states])
         out.square().mean().backward()
-        return out, {
-            n: p.grad.clone()
-            for n, p in network.named_parameters()
-            if p.grad is not None
-        }
+        return out, {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
 
     (out, gradients), (wanted_out, wanted) = learned(False), learned(True)
     assert len(frames[0]) > 5
@@ -185,13 +173,9 @@ def test_a_sentence_sounds_the_same_alone_and_in_a_batch():
 def test_three_hundred_letters_do_not_run_away():
     text, lengths = encode_batch(["a long way to go " * 18])
     assert lengths[0] > 300
-    tacotron = model(
-        TacotronConfig(encoder=16, decoder=16, r=5, n_mels=MELS, postnet=8)
-    )
+    tacotron = model(TacotronConfig(encoder=16, decoder=16, r=5, n_mels=MELS, postnet=8))
     with pytest.warns(UserWarning, match="1 of 1 texts did not stop by themselves"):
-        free = tacotron.eval().generate(
-            text, lengths, torch.ones(1, 256), threshold=1.0
-        )
+        free = tacotron.eval().generate(text, lengths, torch.ones(1, 256), threshold=1.0)
     most = FRAMES_PER_LETTER * int(lengths[0]) + FRAMES_EXTRA
     assert most <= int(free.lengths[0]) < most + 5
     assert not free.stopped[0]
@@ -337,9 +321,7 @@ def test_it_stops_by_itself_where_the_sentence_ends(trained):
     assert watch.seen[-1].numbers["free_stopped"] == 1.0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        free = loss.model.eval().generate(
-            every.text, every.text_lengths, every.d_vectors
-        )
+        free = loss.model.eval().generate(every.text, every.text_lengths, every.d_vectors)
     assert free.stopped.all()
     assert (free.lengths - every.mel_lengths).abs().max() <= 2 * SMALL.r
     for i, n in enumerate(free.lengths.tolist()):
@@ -498,9 +480,7 @@ def test_a_trial_leaves_a_row_and_its_alignment(tmp_path, monkeypatch):
     every = sentences(8)
     data = search.Material("toy", every, every, noise, SynthesisMel(settings))
     budget = {"steps": 4, "every": 2, "batch_size": 4}
-    log = RunLogger(
-        12, "quick", "toy", torch.device("cpu"), search.COLUMNS, folder=tmp_path
-    )
+    log = RunLogger(12, "quick", "toy", torch.device("cpu"), search.COLUMNS, folder=tmp_path)
     trial = FixedTrial(
         {"encoder_dim": 16, "decoder_dim": 24, "r": 3, "guided": 1.0, "lr": 0.00123456}
     )

@@ -61,9 +61,7 @@ def test_relative_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_only_the_plans_videos_are_linked(page):
-    for link in re.findall(
-        r"https?://[^\s)\"\\>\]]+", page.read_text(encoding="utf-8")
-    ):
+    for link in re.findall(r"https?://[^\s)\"\\>\]]+", page.read_text(encoding="utf-8")):
         if re.search(r"youtu\.?be|bilibili|vimeo", link):
             assert link.split("?spm")[0] in VIDEOS, link
 
@@ -71,9 +69,7 @@ def test_only_the_plans_videos_are_linked(page):
 @pytest.mark.parametrize("page", MARKDOWN, ids=name)
 def test_make_targets_in_the_text_exist(page):
     known = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    used = re.findall(
-        r"(?:`|^\s*)make ([a-z]+)", page.read_text(encoding="utf-8"), re.M
-    )
+    used = re.findall(r"(?:`|^\s*)make ([a-z]+)", page.read_text(encoding="utf-8"), re.M)
     assert set(used) <= known
 
 
@@ -100,13 +96,9 @@ def test_shares_become_percentages_and_the_rest_stays():
     assert results.show("lr", "0.001") == "0.001"
     assert results.show("epochs", "12") == "12"
     assert results.show("note", "a b") == "a b"
-    assert (
-        results.show_spread("accuracy", spread([0.99, 0.98])) == "98.50 ± 0.71 % (n=2)"
-    )
+    assert results.show_spread("accuracy", spread([0.99, 0.98])) == "98.50 ± 0.71 % (n=2)"
     assert results.show_spread("accuracy", spread([0.99])) == "99.00 %"
-    assert (
-        results.show_spread("loss", spread([0.3232, 0.3252])) == "0.3242 ± 0.0014 (n=2)"
-    )
+    assert results.show_spread("loss", spread([0.3232, 0.3252])) == "0.3242 ± 0.0014 (n=2)"
     assert results.show_spread("seconds", spread([100.0, 140.0])) == "120 ± 28 (n=2)"
 
 

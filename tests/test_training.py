@@ -51,9 +51,7 @@ def test_fit_is_the_loop_of_day_2():
             optimizer.step()
             by_hand.append(loss.item())
     model = net()
-    history = fit(
-        model, batches, torch.optim.SGD(model.parameters(), lr), epochs=2, bar=False
-    )
+    history = fit(model, batches, torch.optim.SGD(model.parameters(), lr), epochs=2, bar=False)
     assert history.steps["loss"] == by_hand
     assert [e["epoch"] for e in history.epochs] == [1, 2]
 
@@ -101,9 +99,7 @@ def test_a_loss_that_is_no_number_stops_the_training():
 
 def test_evaluate_by_hand_and_the_mode_is_put_back():
     model = nn.Sequential(nn.Dropout(0.5), nn.Identity()).train()
-    part = Part(
-        torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]]), torch.tensor([0, 1, 1])
-    )
+    part = Part(torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]]), torch.tensor([0, 1, 1]))
     found = evaluate(model, part)
     right, wrong = -torch.tensor([2.0, 0.0]).log_softmax(0)
     assert found["accuracy"] == pytest.approx(2 / 3)
@@ -118,9 +114,7 @@ def test_evaluate_by_hand_and_the_mode_is_put_back():
 def test_batches_hold_every_item_once_in_an_order_of_their_own():
     part = Part(torch.arange(10.0), torch.arange(10))
     batches = Batches(part, 3, seed=1, drop_last=False)
-    first, again, second = (
-        torch.cat([y for _, y in batches.epoch(e)]).tolist() for e in (0, 0, 1)
-    )
+    first, again, second = (torch.cat([y for _, y in batches.epoch(e)]).tolist() for e in (0, 0, 1))
     assert sorted(first) == list(range(10))
     assert first == again != second
     assert len(batches) == 4
@@ -165,16 +159,10 @@ def test_flip_mirrors_about_half_and_nothing_else():
 
 
 def test_cutout_blanks_one_whole_square():
-    holes = (
-        cutout(torch.ones(300, 3, 16, 16), torch.Generator().manual_seed(0), size=5)
-        == 0
-    )
+    holes = cutout(torch.ones(300, 3, 16, 16), torch.Generator().manual_seed(0), size=5) == 0
     assert (holes.sum((1, 2, 3)) == 3 * 25).all()
     assert torch.equal(holes[:, 0], holes[:, 2])
-    places = {
-        (int(h.any(1).int().argmax()), int(h.any(0).int().argmax()))
-        for h in holes[:, 0]
-    }
+    places = {(int(h.any(1).int().argmax()), int(h.any(0).int().argmax())) for h in holes[:, 0]}
     assert len(places) > 80  # of 144
 
 
@@ -246,12 +234,7 @@ def test_a_run_that_was_resumed_has_one_whole_record(tmp_path, monkeypatch):
 
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
     log = RunLogger(
-        2,
-        "study",
-        "mnist",
-        torch.device("cpu"),
-        ("final_loss", "epochs"),
-        folder=tmp_path,
+        2, "study", "mnist", torch.device("cpu"), ("final_loss", "epochs"), folder=tmp_path
     )
 
     def go(stop_after):

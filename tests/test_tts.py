@@ -197,9 +197,7 @@ def test_griffin_lim_in_a_batch_and_of_silence():
 
 def test_silence_is_trimmed():
     wave = torch.cat([torch.zeros(RATE // 2), chirp(), torch.zeros(RATE)])
-    wave = wave + 1e-4 * torch.randn(
-        len(wave), generator=torch.Generator().manual_seed(0)
-    )
+    wave = wave + 1e-4 * torch.randn(len(wave), generator=torch.Generator().manual_seed(0))
     kept = trim_silence(wave, RATE)
     assert len(kept) / RATE == pytest.approx(0.66, abs=0.06)
     assert (loudness(wave, RATE) < -70).float().mean() > 0.5
@@ -222,9 +220,7 @@ def test_level():
 
 
 def utterances():
-    waves = [
-        (chirp(s) * 32767).numpy().astype(np.int16) for s in (0.5, 0.4, 0.6, 0.3, 0.5)
-    ]
+    waves = [(chirp(s) * 32767).numpy().astype(np.int16) for s in (0.5, 0.4, 0.6, 0.3, 0.5)]
     waves[3] = np.zeros(RATE, np.int16)
     waves.append((chirp(3.0) * 32767).numpy().astype(np.int16))
     texts = ["One.", "Two 2!", "Three.", "Silent.", "五", "Too long."]
@@ -261,8 +257,7 @@ def test_text_becomes_files_of_sound(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         speech, again, other = (
-            tts.speak(model, ["Hi.", "Hello there."], torch.ones(256), seed=s)
-            for s in (0, 0, 1)
+            tts.speak(model, ["Hi.", "Hello there."], torch.ones(256), seed=s) for s in (0, 0, 1)
         )
     assert torch.equal(speech.mel, again.mel)
     assert not torch.equal(speech.before[:, :, :4], other.before[:, :, :4])
@@ -300,9 +295,7 @@ def test_voices_are_means_over_a_speakers_utterances():
 def test_networks_are_written_with_their_sizes(tmp_path):
     torch.manual_seed(0)
     config = TacotronConfig(encoder=16, decoder=16, r=4, n_mels=20, postnet=8, prenet=8)
-    glow = WaveGlowConfig(
-        flows=2, group=8, layers=2, channels=8, condition=8, n_mels=20
-    )
+    glow = WaveGlowConfig(flows=2, group=8, layers=2, channels=8, condition=8, n_mels=20)
     for model in (Tacotron2(config), WaveGlow(glow)):
         path = tmp_path / f"{type(model).__name__}.safetensors"
         assert networks.save_network(path, model, steps=7) == path.stat().st_size
@@ -323,12 +316,8 @@ def test_the_benchmark_measures_both_on_the_same_sentences(monkeypatch):
     for name, value in {"BATCH": 2, "LETTERS": 6, "FRAMES": 9}.items():
         monkeypatch.setattr(bench, name, value)
     runs = []
-    monkeypatch.setattr(
-        bench, "per_second", lambda work, device: runs.append(work()) or 1.0
-    )
-    config = TacotronConfig(
-        encoder=16, decoder=16, r=3, postnet=8, prenet=8, attention=8
-    )
+    monkeypatch.setattr(bench, "per_second", lambda work, device: runs.append(work()) or 1.0)
+    config = TacotronConfig(encoder=16, decoder=16, r=3, postnet=8, prenet=8, attention=8)
     for claim in (
         bench.training(torch.device("cpu"), config),
         bench.speaking(torch.device("cpu"), config),
@@ -336,9 +325,7 @@ def test_the_benchmark_measures_both_on_the_same_sentences(monkeypatch):
         assert claim.stock == claim.ours == 18
     assert len(runs) == 4
     stock = bench.stock_tacotron(config, 9)
-    assert (
-        stock.decoder.attention_rnn.hidden_size == stock.embedding.embedding_dim == 16
-    )
+    assert stock.decoder.attention_rnn.hidden_size == stock.embedding.embedding_dim == 16
 
 
 def test_the_benchmark_gives_every_vocoder_its_real_time_factor(monkeypatch, capsys):

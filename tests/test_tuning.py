@@ -41,12 +41,7 @@ WORKER = """
 def worker(tmp_path, trials, pause):
     script = tmp_path / "worker.py"
     script.write_text(textwrap.dedent(WORKER))
-    command = [
-        sys.executable,
-        str(script),
-        str(tmp_path / "s.journal"),
-        str(tmp_path / "log"),
-    ]
+    command = [sys.executable, str(script), str(tmp_path / "s.journal"), str(tmp_path / "log")]
     return subprocess.Popen(
         [*command, str(trials), str(pause)], env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
@@ -133,10 +128,7 @@ def test_an_unknown_error_ends_the_worker(tmp_path):
 def test_a_study_of_other_code_is_not_joined(tmp_path, monkeypatch):
     def run():
         return tuning.search(
-            tmp_path / "s.journal",
-            lambda t: t.suggest_float("x", 0, 1),
-            2,
-            say=lambda s: None,
+            tmp_path / "s.journal", lambda t: t.suggest_float("x", 0, 1), 2, say=lambda s: None
         )
 
     monkeypatch.setattr(tuning, "code_commit", lambda last_change: "aaaa")

@@ -87,11 +87,7 @@ def from_roc_curve(scores, same) -> float:
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    values=st.lists(
-        st.tuples(st.integers(-6, 6), st.booleans()), min_size=2, max_size=40
-    )
-)
+@given(values=st.lists(st.tuples(st.integers(-6, 6), st.booleans()), min_size=2, max_size=40))
 def test_eer_is_that_of_scikit_learns_curve_and_keeps_under_monotone_maps(values):
     scores = np.array([v for v, _ in values], float)
     same = np.array([s for _, s in values])
@@ -120,9 +116,7 @@ def test_eer_of_normal_scores_is_the_textbook_value():
 def test_37720_trials_take_milliseconds():
     scores, same = normal_trials(37_720)
     best = min(
-        (lambda began: (eer(scores, same), time.perf_counter() - began)[1])(
-            time.perf_counter()
-        )
+        (lambda began: (eer(scores, same), time.perf_counter() - began)[1])(time.perf_counter())
         for _ in range(20)
     )
     assert best < 0.05  # measured about 0.001; a busy machine may take longer

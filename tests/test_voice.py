@@ -19,9 +19,7 @@ from utils.speech.corpora import read_sample
 RATE = 16_000
 
 
-def speechlike(
-    seconds: float = 1.5, seed: int = 0, pitch: float = 120.0
-) -> torch.Tensor:
+def speechlike(seconds: float = 1.5, seed: int = 0, pitch: float = 120.0) -> torch.Tensor:
     """A buzz whose formant moves: not speech, but with a spectrum that changes."""
     t = torch.arange(round(seconds * RATE)) / RATE
     buzz = sum(torch.sin(2 * math.pi * pitch * k * t + k) / k for k in range(1, 30))

@@ -18,11 +18,7 @@ import pytest
 import soundfile
 import torch
 from torch.nn import functional as F
-from transformers import (
-    Wav2Vec2ForPreTraining,
-    Wav2Vec2Model,
-    Wav2Vec2Processor,
-)
+from transformers import Wav2Vec2ForPreTraining, Wav2Vec2Model, Wav2Vec2Processor
 
 from Day09_Wav2Vec2 import finetune
 from Day09_Wav2Vec2 import pretrain as day09_pretrain
@@ -130,9 +126,7 @@ def test_under_autocast_only_the_convolutions_leave_float32():
         ("conv", body.feature_extractor.conv_layers[0].conv),
         ("keys", body.encoder.layers[0].attention.k_proj),
     ):
-        part.register_forward_hook(
-            lambda _, __, out, name=name: seen.update({name: out.dtype})
-        )
+        part.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out.dtype}))
     with torch.autocast("cpu", torch.bfloat16):
         logits, _ = recogniser(batch.x, batch.lengths)
     assert seen == {"conv": torch.bfloat16, "keys": torch.float32}
@@ -145,9 +139,7 @@ def test_padding_and_the_cache_change_nothing():
     recogniser, some = tiny(), spoken("AB", "CAB A")
     together = logits_of(recogniser, some)
     alone = logits_of(recogniser, some.take([0]))
-    torch.testing.assert_close(
-        together[:1, : alone.shape[1]], alone, atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(together[:1, : alone.shape[1]], alone, atol=1e-5, rtol=1e-4)
     kept = Examples(some, recogniser, cached=True)
     batch = kept.batch([0, 1])
     assert batch.x.ndim == 3
@@ -213,9 +205,7 @@ def test_a_pretrained_body_gets_a_new_head(tmp_path):
 
 def test_a_model_like_wav2vec2_base_on_disk_is_loaded(tmp_path):
     """Group norm, no stable layer norm, no head: the hub's layout of a pretrained model."""
-    config = tiny_config(
-        feat_extract_norm="group", do_stable_layer_norm=False, conv_bias=False
-    )
+    config = tiny_config(feat_extract_norm="group", do_stable_layer_norm=False, conv_bias=False)
     Wav2Vec2Model(config).save_pretrained(tmp_path / "base")
     recogniser = load_recogniser(str(tmp_path / "base"))
     assert len(recogniser.vocabulary) == 30
@@ -230,9 +220,7 @@ def test_weights_that_are_not_there_name_the_ways_on(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="python -m Day09_Wav2Vec2.pretrain"):
         load_recogniser(tmp_path / "none.safetensors")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        RuntimeError, match=r"Three ways on(.|\n)*hf download facebook/"
-    ):
+    with pytest.raises(RuntimeError, match=r"Three ways on(.|\n)*hf download facebook/"):
         load_recogniser("facebook/wav2vec2-base-never-fetched")
 
 
@@ -380,9 +368,7 @@ def test_letters_are_found_where_they_were_said():
 def test_two_clips_are_learned_by_heart():
     some = spoken("AB CA", "CB", letter=0.06)
     recogniser = tiny(mask_time_prob=0.0, **CALM)
-    settings = FineTuning(
-        epochs=300, batch_size=2, lr=5e-3, frozen=False, scheduler="constant"
-    )
+    settings = FineTuning(epochs=300, batch_size=2, lr=5e-3, frozen=False, scheduler="constant")
     history = fine_tune(
         recogniser, some, some, settings, bar=False, stop=lambda e: e["val_wer"] == 0
     )
@@ -525,9 +511,7 @@ LAUNCHED = """
 def test_two_processes_train_what_one_does(tmp_path):
     """`accelerate launch --cpu` starts one of the two, as it does under mpirun: so it is called twice."""
     script = tmp_path / "launched.py"
-    script.write_text(
-        textwrap.dedent(LAUNCHED).format(root=str(ROOT), tests=str(ROOT / "tests"))
-    )
+    script.write_text(textwrap.dedent(LAUNCHED).format(root=str(ROOT), tests=str(ROOT / "tests")))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -541,9 +525,7 @@ def test_two_processes_train_what_one_does(tmp_path):
         env |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
         env |= {"LOCAL_WORLD_SIZE": "2"}
         with open(tmp_path / f"{rank}.log", "w") as log:
-            crew.append(
-                subprocess.Popen(command, env=env, cwd=tmp_path, stdout=log, stderr=log)
-            )
+            crew.append(subprocess.Popen(command, env=env, cwd=tmp_path, stdout=log, stderr=log))
     try:
         codes = [process.wait(180) for process in crew]
     finally:
@@ -554,9 +536,7 @@ def test_two_processes_train_what_one_does(tmp_path):
     assert result["ranks"] == 2
     recogniser, history = trained(changes=PLAIN)
     assert result["loss"] == pytest.approx(history.steps["loss"], rel=1e-4)
-    np.testing.assert_allclose(
-        result["weights"], weights(recogniser)[::101].numpy(), atol=2e-5
-    )
+    np.testing.assert_allclose(result["weights"], weights(recogniser)[::101].numpy(), atol=2e-5)
 
 
 # --- pretraining ------------------------------------------------------------------------------------
@@ -575,9 +555,7 @@ def test_pretraining_lowers_its_loss_and_goes_on_after_a_kill(tmp_path, monkeypa
     model, history = pretrained()
     assert [e["step"] for e in history.epochs] == [20, 40, 60]
     assert history.epochs[-1]["contrastive"] < history.epochs[0]["contrastive"] - 0.1
-    assert (
-        history.epochs[-1]["contrastive"] < math.log(11) - 0.4
-    )  # chance, 10 negatives
+    assert history.epochs[-1]["contrastive"] < math.log(11) - 0.4  # chance, 10 negatives
     assert all(1 <= e["perplexity"] <= 16 for e in history.epochs)
     assert len(history.steps["loss"]) == 60
     _, begun = pretrained(stop=lambda entry: True)  # the check of a card
@@ -664,9 +642,7 @@ def test_the_benchmark_trains_the_same_network_on_both_sides(monkeypatch, capsys
     for side in (plain, kept):
         side.recogniser.eval()  # without dropout and masks both compute the same step
         side.step([0, 1, 2, 3])
-    for a, b in zip(
-        plain.recogniser.parameters(), kept.recogniser.parameters(), strict=True
-    ):
+    for a, b in zip(plain.recogniser.parameters(), kept.recogniser.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
 
@@ -699,9 +675,7 @@ def test_the_grid_and_the_long_training_leave_rows_once(tmp_path, monkeypatch):
     assert read_table(table)[0]["finished"] == finished
 
 
-def test_sentences_are_learned_with_frozen_convolutions_the_shortest_first(
-    tmp_path, monkeypatch
-):
+def test_sentences_are_learned_with_frozen_convolutions_the_shortest_first(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
     heard = []
     monkeypatch.setattr(

@@ -17,10 +17,14 @@ def parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=help)
 
     run = command("run", "execute the notebooks of some or all days")
-    run.add_argument("--days", dest="numbers", type=int, nargs="+", metavar="N", help="by default all that exist")
+    run.add_argument(
+        "--days", dest="numbers", type=int, nargs="+", metavar="N", help="by default all that exist"
+    )
     run.add_argument("--profile", choices=PROFILES, default="quick")
     run.add_argument("--resume", action="store_true", help="after a kill: skip finished runs")
-    run.add_argument("--at-once", type=int, metavar="N", help="notebooks at a time: 2 in quick, else 1")
+    run.add_argument(
+        "--at-once", type=int, metavar="N", help="notebooks at a time: 2 in quick, else 1"
+    )
 
     fetch = command("fetch", "get data sets: resumes, verifies, unpacks safely")
     fetch.add_argument("names", nargs="*", metavar="SET", help="names of data sets, e.g. mnist")
@@ -29,12 +33,16 @@ def parser() -> argparse.ArgumentParser:
     command("doctor", "is everything here? OK or FAIL, with the fix")
 
     summary = command("summary", "put the figures of the CSVs into README and notes")
-    summary.add_argument("--check", action="store_true", help="change nothing, fail on a difference")
+    summary.add_argument(
+        "--check", action="store_true", help="change nothing, fail on a difference"
+    )
 
     new = command("new", "a project of your own from one of Day 15's templates")
     new.add_argument("name", help="e.g. day3_speech_commands")
     new.add_argument("to", help="a folder that is new or empty")
-    new.add_argument("--run", action="store_true", help="and execute it there, in the quick profile")
+    new.add_argument(
+        "--run", action="store_true", help="and execute it there, in the quick profile"
+    )
 
     checkin = command("checkin", "what a day's folder still lacks, and the git commands")
     checkin.add_argument("number", type=int, metavar="N")

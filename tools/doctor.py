@@ -39,9 +39,7 @@ def doctor() -> int:
             print(f"{check.state:<5}{check.what}")
             if check.mend:
                 print(f"       -> {check.mend}")
-    print(
-        "\nAll is well: `make run` is next." if not failed else f"\n{failed} to mend."
-    )
+    print("\nAll is well: `make run` is next." if not failed else f"\n{failed} to mend.")
     return 1 if failed else 0
 
 
@@ -51,9 +49,7 @@ def guarded(family: Callable[[], Iterator[Check]]) -> Iterator[Check]:
         yield from family()
     except Exception as e:
         yield Check(
-            "FAIL",
-            f"{family.__name__}: {type(e).__name__}: {e}",
-            "mend the lines above first",
+            "FAIL", f"{family.__name__}: {type(e).__name__}: {e}", "mend the lines above first"
         )
 
 
@@ -63,9 +59,7 @@ def python() -> Iterator[Check]:
     yield Check(
         "OK" if ok else "FAIL",
         f"Python {version}",
-        ""
-        if ok
-        else "install Python 3.11.5 or newer, then: make run PYTHON=python3.11",
+        "" if ok else "install Python 3.11.5 or newer, then: make run PYTHON=python3.11",
     )
     if sys.prefix == sys.base_prefix and not os.environ.get("APPTAINER_CONTAINER"):
         yield Check(
@@ -83,9 +77,7 @@ def packages() -> Iterator[Check]:
 
     bad = []
     count = 0
-    for line in (
-        (days.ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    ):
+    for line in (days.ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
         line = line.split("#")[0].strip()
         if not line:
             continue
@@ -103,14 +95,11 @@ def packages() -> Iterator[Check]:
     if not bad:
         yield Check("OK", f"{count} packages in the ranges of requirements.txt")
     torch, audio = (
-        re.match(r"\d+\.\d+", importlib.metadata.version(p))
-        for p in ("torch", "torchaudio")
+        re.match(r"\d+\.\d+", importlib.metadata.version(p)) for p in ("torch", "torchaudio")
     )
     same = torch and audio and torch.group() == audio.group()
     yield Check(
-        "OK" if same else "FAIL",
-        "torch and torchaudio of one release",
-        "" if same else PIP,
+        "OK" if same else "FAIL", "torch and torchaudio of one release", "" if same else PIP
     )
 
 
@@ -178,9 +167,7 @@ def disk() -> Iterator[Check]:
     yield Check(
         "OK" if free > 2 else "FAIL",
         f"{free:,.0f} GB free",
-        ""
-        if free > 2
-        else "2 GB are wanted: make room, or STUDY_DATA=/path on another disk",
+        "" if free > 2 else "2 GB are wanted: make room, or STUDY_DATA=/path on another disk",
     )
 
 
@@ -224,7 +211,5 @@ def data_sets() -> Iterator[Check]:
         folder = folder or next(iter(source.prints)).rsplit("/", 1)[0]
         mend = f"delete {folder} in the data folder, then: make fetch DAY={numbers[0]}"
         yield Check(
-            "OK" if known else "FAIL",
-            f"{name} (days {which}) is {found}",
-            "" if known else mend,
+            "OK" if known else "FAIL", f"{name} (days {which}) is {found}", "" if known else mend
         )

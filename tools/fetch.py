@@ -15,9 +15,7 @@ def fetch(names: list[str], day: int | None = None) -> int:
         for name, source in catalogue.SOURCES.items():
             size = sum(f.size for f in source.files) / 1e6
             state = data.identify(name) if data.is_here(name) else "not here"
-            print(
-                f"{name}: {size:,.0f} MB, days {days.using(name)}, {source.licence}: {state}"
-            )
+            print(f"{name}: {size:,.0f} MB, days {days.using(name)}, {source.licence}: {state}")
     for name in dict.fromkeys(wanted):
         data.fetch(name)
         print(

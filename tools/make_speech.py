@@ -71,14 +71,7 @@ def voices() -> list[Voice]:
         )
         for pitch, tempo in zip(pitches, (0.92, 1.0, 1.1), strict=True)
     ]
-    accents = (
-        "en-us",
-        "en-gb",
-        "en-gb-scotland",
-        "en-gb-x-rp",
-        "en-029",
-        "en-gb-x-gbclan",
-    )
+    accents = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-gb-x-gbclan")
     kinds = ("m1", "m3", "m4", "m7", "f1", "f2", "f4")
     pairs = list(itertools.product(kinds, accents))
     espeak = [
@@ -120,9 +113,7 @@ def write(stem: str, clips: list[tuple[str, str, np.ndarray]]) -> None:
     with soundfile.SoundFile(
         HERE / f"{stem}.ogg", "w", SAMPLE_RATE, 1, "VORBIS", compression_level=0.7
     ) as f:
-        for start in range(
-            0, len(whole), SAMPLE_RATE
-        ):  # libsndfile chokes on one long write
+        for start in range(0, len(whole), SAMPLE_RATE):  # libsndfile chokes on one long write
             f.write(whole[start : start + SAMPLE_RATE])
     with open(HERE / f"{stem}.csv", "w", encoding="utf-8", newline="") as f:
         writer = csv.writer(f, lineterminator="\n")
@@ -137,10 +128,7 @@ def main() -> None:
     write("words", [(w, v.name, v.say(w)) for v in everyone for w in WORDS])
     some = everyone[:15]
     texts = sentences(150)
-    write(
-        "sentences",
-        [(t, some[i % 15].name, some[i % 15].say(t)) for i, t in enumerate(texts)],
-    )
+    write("sentences", [(t, some[i % 15].name, some[i % 15].say(t)) for i, t in enumerate(texts)])
 
 
 if __name__ == "__main__":

@@ -37,9 +37,7 @@ def new(name: str, to: str, run: bool = False) -> int:
             "There are no templates here: call this in the repository, not in a copied project."
         )
     if name not in known:
-        raise ValueError(
-            f"There is no template {name!r}. There are: {', '.join(known)}."
-        )
+        raise ValueError(f"There is no template {name!r}. There are: {', '.join(known)}.")
     folder = Path(to).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
@@ -50,9 +48,7 @@ def new(name: str, to: str, run: bool = False) -> int:
     print(f"{name} is in {folder}, with its own copy of utils. Go on with\n")
     print(f"  cd {folder}\n  {sys.executable} -m jupyter lab {NOTEBOOK}\n")
     print("It runs in the quick profile, on the bundled sample. For the real data:")
-    print(
-        f'  PROFILE = "study" in its second code cell, and STUDY_DATA={data_folder()}'
-    )
+    print(f'  PROFILE = "study" in its second code cell, and STUDY_DATA={data_folder()}')
     if run:
         execute(folder)
         print(f"Executed: {folder / NOTEBOOK}")

@@ -71,9 +71,7 @@ def draw(path: Path) -> None:
         plots.use_house_style()
         plt.rcParams.update({"font.size": 11, "axes.titlesize": 12.5})
         figure = plt.figure(figsize=(15, 5.3), layout="constrained")
-        grid = figure.add_gridspec(
-            2, 4, height_ratios=(1, 3.2), width_ratios=(5, 4, 4, 4)
-        )
+        grid = figure.add_gridspec(2, 4, height_ratios=(1, 3.2), width_ratios=(5, 4, 4, 4))
         sentence(figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0]))
         confusions(figure.add_subplot(grid[:, 1]))
         trainings(figure.add_subplot(grid[:, 2]))
@@ -111,11 +109,7 @@ def sentence(above, below) -> None:
     above.grid(visible=False)
     mels = LogMel()(wave[None])[0].numpy()
     below.imshow(
-        mels,
-        origin="lower",
-        aspect="auto",
-        cmap="magma",
-        extent=(0, seconds, 0, len(mels)),
+        mels, origin="lower", aspect="auto", cmap="magma", extent=(0, seconds, 0, len(mels))
     )
     above.set(title="A wave becomes a picture")
     below.set(ylabel="mel band", xlabel=f"seconds\n“{row['text']}”")
@@ -140,15 +134,7 @@ def confusions(axis) -> None:
     axis.imshow(np.sqrt(share), cmap="Blues", aspect="auto")
     for y, x in zip(*np.nonzero(share >= 0.5), strict=True):
         colour = "white" if share[y, x] > 40 else "black"
-        axis.text(
-            x,
-            y,
-            f"{share[y, x]:.0f}",
-            ha="center",
-            va="center",
-            fontsize=9.5,
-            color=colour,
-        )
+        axis.text(x, y, f"{share[y, x]:.0f}", ha="center", va="center", fontsize=9.5, color=colour)
     people = len({r["speaker"] for r in answers})
     axis.set(
         title=f"Heard from {people} unseen speakers",
@@ -177,9 +163,7 @@ def trainings(axis) -> None:
         errors = np.array(list(runs.values()))
         x = 100 * np.arange(1, errors.shape[1] + 1) / errors.shape[1]
         (line,) = axis.plot(x, errors.mean(0), label=name)
-        axis.fill_between(
-            x, errors.min(0), errors.max(0), color=line.get_color(), alpha=0.15
-        )
+        axis.fill_between(x, errors.min(0), errors.max(0), color=line.get_color(), alpha=0.15)
     axis.set(
         title="Trainings, three seeds each",
         xlabel="% of the training done",
@@ -201,12 +185,9 @@ def search(axis) -> None:
     from . import results
 
     trials = [r for r in results.rows(8) if r["state"] in ("complete", "pruned")]
-    curves = {
-        r["run"]: [100 * float(v) for v in r["val_curve"].split()] for r in trials
-    }
+    curves = {r["run"]: [100 * float(v) for v in r["val_curve"].split()] for r in trials}
     best = max(
-        (r for r in trials if r["state"] == "complete"),
-        key=lambda r: float(r["val_accuracy"]),
+        (r for r in trials if r["state"] == "complete"), key=lambda r: float(r["val_accuracy"])
     )
     for row in trials:
         pruned = row["state"] == "pruned"
@@ -219,14 +200,7 @@ def search(axis) -> None:
     axis.plot([], [], "-", color=plots.COLOURS[0], alpha=0.5, label="complete")
     axis.plot([], [], "-x", color=plots.COLOURS[1], alpha=0.7, label="pruned")
     values = curves[best["run"]]
-    axis.plot(
-        range(1, len(values) + 1),
-        values,
-        "-",
-        color="black",
-        linewidth=2.6,
-        label="best",
-    )
+    axis.plot(range(1, len(values) + 1), values, "-", color="black", linewidth=2.6, label="best")
     plots.end_labels(axis, "{:.1f} %")
     axis.set(
         title=f"A search of {len(trials)} trials",

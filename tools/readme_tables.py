@@ -49,10 +49,7 @@ TEXT = {
         "day|question|headline (study)|minutes on CPU|on MPS|on GPU|files",
         "天|要回答的问题|主要结果（study）|CPU 分钟|MPS 分钟|GPU 分钟|文件",
     ),
-    "sets": (
-        "set|days|download|licence",
-        "数据集|用于哪几天|下载量|许可证",
-    ),
+    "sets": ("set|days|download|licence", "数据集|用于哪几天|下载量|许可证"),
     "hand": ("by hand", "手动下载"),
     "speed": (
         "claim|stock|ours|ratio|wanted|2-core machine",
@@ -68,14 +65,8 @@ TEXT = {
         "a day without results in the table claims nothing.",
         "尚未完成：{}。它们的部分代码已在 `utils` 中，并有测试；表中没有结果的那些天，本仓库不作任何结论。",
     ),
-    "full": (
-        "Not run: the full profile of {}.",
-        "没有运行过：{}的 full 配置。",
-    ),
-    "devices": (
-        "No row of any table comes from {}.",
-        "各天的表格里没有任何一行来自 {}。",
-    ),
+    "full": ("Not run: the full profile of {}.", "没有运行过：{}的 full 配置。"),
+    "devices": ("No row of any table comes from {}.", "各天的表格里没有任何一行来自 {}。"),
 }
 
 LICENCES_ZH = {
@@ -153,22 +144,13 @@ def overview(language: str = "en") -> str:
     for day in days.ALL:
         line = [str(day.number)]
         if day not in days.existing():
-            line += [
-                day.title.replace("_", " "),
-                say("there", language),
-                "",
-                "",
-                "",
-                "",
-            ]
+            line += [day.title.replace("_", " "), say("there", language), "", "", "", ""]
             body.append(line)
             continue
         found = rows_of(day)
         links = [
             f"[{text}]({day.name}/{day.name}{suffix})"
-            for text, suffix in zip(
-                TEXT["files"][language == "zh"].split(), FILES, strict=True
-            )
+            for text, suffix in zip(TEXT["files"][language == "zh"].split(), FILES, strict=True)
             if (day.folder / f"{day.name}{suffix}").exists()
         ]
         question = questions.get(day.number, day.title.replace("_", " "))
@@ -182,17 +164,13 @@ def machines(language: str = "en") -> str:
     """One sentence: the devices of the study and full rows, and the days that ran on each."""
     ran: dict[str, list[int]] = {}
     for day in days.existing():
-        for name in dict.fromkeys(
-            r["device"] for r in rows_of(day) if r.get("profile")
-        ):
+        for name in dict.fromkeys(r["device"] for r in rows_of(day) if r.get("profile")):
             ran.setdefault(name, []).append(day.number)
     shown = []
     for name, numbers in ran.items():
         kind, _, model = name.replace("(R)", "").partition(" ")
         model = model.removeprefix("(").removesuffix(")")
-        shown.append(
-            say("machine", language, model, kind.upper(), day_list(numbers, language))
-        )
+        shown.append(say("machine", language, model, kind.upper(), day_list(numbers, language)))
     return say("machines", language, ("；" if language == "zh" else "; ").join(shown))
 
 
@@ -202,16 +180,9 @@ def gaps(language: str = "en") -> str:
     missing = [d.number for d in days.ALL if d not in here]
     rows = {d.number: rows_of(d) for d in here}
     part = [
-        n
-        for n, found in rows.items()
-        if not any(r.get("profile", "full") == "full" for r in found)
+        n for n, found in rows.items() if not any(r.get("profile", "full") == "full" for r in found)
     ]
-    kinds = {
-        r["device"].split()[0]
-        for found in rows.values()
-        for r in found
-        if "device" in r
-    }
+    kinds = {r["device"].split()[0] for found in rows.values() for r in found if "device" in r}
     absent = [n for k, n in (("mps", "MPS"), ("cuda", "CUDA")) if k not in kinds]
     said = [
         say("pending", language, day_list(missing, language)) if missing else "",
@@ -232,9 +203,7 @@ def sets(language: str = "en") -> str:
         licence = source.licence
         if language == "zh":
             licence = LICENCES_ZH.get(name, licence)
-        body.append(
-            [f"`{name}`", span(list(days.using(name)), language), weight, licence]
-        )
+        body.append([f"`{name}`", span(list(days.using(name)), language), weight, licence])
     return results.markdown(say("sets", language).split("|"), body)
 
 

@@ -12,9 +12,7 @@ from utils.metrics import Spread, spread
 Row = dict[str, str]
 
 
-def rows(
-    day: int, role: str | None = None, profile: str = "study", **where: object
-) -> list[Row]:
+def rows(day: int, role: str | None = None, profile: str = "study", **where: object) -> list[Row]:
     """Rows of a day's params CSV that fit. Raises ValueError when there are none: no empty claims."""
     entry = days.get(day)
     found = [
@@ -25,9 +23,7 @@ def rows(
         and all(r[k] == str(v) for k, v in where.items())
     ]
     if not found:
-        raise ValueError(
-            f"{entry.table().name} has no row with role={role}, {profile}, {where}"
-        )
+        raise ValueError(f"{entry.table().name} has no row with role={role}, {profile}, {where}")
     return found
 
 

@@ -34,10 +34,7 @@ class Outcome:
 
 
 def run(
-    numbers: list[int] | None,
-    profile: str,
-    resume: bool = False,
-    at_once: int | None = None,
+    numbers: list[int] | None, profile: str, resume: bool = False, at_once: int | None = None
 ) -> int:
     """Execute the notebooks of `numbers` (all that exist by default); 0 when all went through.
 
@@ -79,10 +76,7 @@ def usual(profile: str) -> int:
 
 
 def execute_all(
-    wanted: list[days.Day],
-    profile: str,
-    at_once: int,
-    one: Callable[[days.Day, str], Outcome],
+    wanted: list[days.Day], profile: str, at_once: int, one: Callable[[days.Day, str], Outcome]
 ) -> Iterator[Outcome]:
     """What `one(day, profile)` gives for each day, as it ends: `at_once` processes share the cores evenly.
 
@@ -129,9 +123,7 @@ def outcome_of(future: Future[Outcome], day: days.Day, profile: str) -> Outcome:
     if error is None:
         return future.result()
     notebook = days.runs(profile, day.name, f"{day.name}.ipynb")
-    return Outcome(
-        day, "FAILED", "none", 0.0, notebook, f"{type(error).__name__}: {error}"
-    )
+    return Outcome(day, "FAILED", "none", 0.0, notebook, f"{type(error).__name__}: {error}")
 
 
 def execute_resuming(day: days.Day, profile: str) -> Outcome:
@@ -254,9 +246,7 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         for out in merged:
             if out.output_type == "stream":
                 out.text = overwritten(out.text)
-        cell.outputs = [
-            o for o in merged if o.output_type != "stream" or o.text.strip()
-        ]
+        cell.outputs = [o for o in merged if o.output_type != "stream" or o.text.strip()]
     return notebook
 
 
@@ -280,17 +270,10 @@ def report(outcomes: list[Outcome], seconds: float) -> str:
         shown = path.relative_to(here) if path.is_relative_to(here) else path
         rows.append((o.day.name, o.status, o.headline, f"{o.seconds:.1f}", str(shown)))
     width = [max(len(r[i]) for r in rows) for i in range(len(head))]
-    lines = [
-        "  ".join(c.ljust(w) for c, w in zip(r, width, strict=True)).rstrip()
-        for r in rows
-    ]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(r, width, strict=True)).rstrip() for r in rows]
     lines.insert(1, "  ".join("-" * w for w in width))
     failed = [o for o in outcomes if o.status != "ok"]
-    lines.append(
-        f"{len(outcomes) - len(failed)} of {len(outcomes)} days ok in {seconds:.0f} s"
-    )
+    lines.append(f"{len(outcomes) - len(failed)} of {len(outcomes)} days ok in {seconds:.0f} s")
     for o in failed:
-        lines.append(
-            f"\n{o.day.name} failed in {o.error}\n  see the end of {o.notebook}"
-        )
+        lines.append(f"\n{o.day.name} failed in {o.error}\n  see the end of {o.notebook}")
     return "\n" + "\n".join(lines)

@@ -18,11 +18,7 @@ PROLOGUE = "import cog; from utils import front, tables, days, projects"
 
 def texts() -> list[str]:
     """The files with cog blocks, relative to the root."""
-    names = [
-        "README.md",
-        "README.zh-CN.md",
-        *(f"{d.name}/{d.name}_notes.md" for d in days.ALL),
-    ]
+    names = ["README.md", "README.zh-CN.md", *(f"{d.name}/{d.name}_notes.md" for d in days.ALL)]
     return [n for n in names if (days.ROOT / n).exists()]
 
 
@@ -34,21 +30,12 @@ def summary(check: bool = False) -> int:
     for name in texts():
         path = str(days.ROOT / name)
         said = io.StringIO()
-        arguments = [
-            "cog",
-            "-U",
-            "-p",
-            PROLOGUE,
-            *(["--check"] if check else ["-r"]),
-            path,
-        ]
+        arguments = ["cog", "-U", "-p", PROLOGUE, *(["--check"] if check else ["-r"]), path]
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             status = Cog().main(arguments)
         if status:
             bad += 1
-            print(
-                f"{name}: {f'differs from the tables{MEND}' if check else said.getvalue()}"
-            )
+            print(f"{name}: {f'differs from the tables{MEND}' if check else said.getvalue()}")
         else:
             print(f"{name}: {'agrees with the tables' if check else 'renewed'}")
     state = picture(check)

@@ -16,21 +16,8 @@ import numpy as np
 import torch
 
 from .days import ROOT, check_profile, using
-from .sources.catalogue import (
-    CIFAR10_BATCHES,
-    SPLITS,
-    read_cifar10_batch,
-    read_lines,
-    source,
-)
-from .sources.download import (
-    DataError,
-    check_space,
-    digest,
-    download,
-    unpack,
-    verify,
-)
+from .sources.catalogue import CIFAR10_BATCHES, SPLITS, read_cifar10_batch, read_lines, source
+from .sources.download import DataError, check_space, digest, download, unpack, verify
 
 
 def data_root() -> Path:
@@ -152,11 +139,7 @@ class Images:
     classes: list[str]
 
     def to(self, device: torch.device) -> Images:
-        parts = (
-            self.train.to(device),
-            self.validation.to(device),
-            self.test.to(device),
-        )
+        parts = (self.train.to(device), self.validation.to(device), self.test.to(device))
         return Images(self.name, *parts, self.classes)
 
 
@@ -176,9 +159,7 @@ def mnist(profile: str) -> Images:
         from .sample import digits
 
         x, y = digits()
-        parts = [
-            Part(x[a:b], y[a:b]) for a, b in ((0, 1197), (1197, 1497), (1497, 1797))
-        ]
+        parts = [Part(x[a:b], y[a:b]) for a, b in ((0, 1197), (1197, 1497), (1497, 1797))]
         return Images("sample-digits", *parts, classes)
     name = require("mnist")
     from torchvision import datasets
@@ -207,9 +188,7 @@ def cifar10(profile: str) -> Images:
         from .sample import SHAPES, shapes
 
         x, y = shapes(1600)
-        parts = [
-            Part(x[a:b], y[a:b]) for a, b in ((0, 1000), (1000, 1300), (1300, 1600))
-        ]
+        parts = [Part(x[a:b], y[a:b]) for a, b in ((0, 1000), (1000, 1300), (1300, 1600))]
         return Images("sample-shapes", *parts, list(SHAPES))
     name = require("cifar10")
     batches = [read_cifar10_batch(data_root() / file) for file in CIFAR10_BATCHES]
@@ -219,9 +198,7 @@ def cifar10(profile: str) -> Images:
     for some in (batches[:5], batches[5:]):
         pixels = torch.from_numpy(np.concatenate([images for images, _ in some]))
         x = pixels.view(-1, 3, 32, 32).float().div_(255).sub_(mean).div_(std)
-        whole.append(
-            Part(x, torch.tensor([label for _, labels in some for label in labels]))
-        )
+        whole.append(Part(x, torch.tensor([label for _, labels in some for label in labels])))
     train, validation = hold_out(whole[0], read_split("cifar10_validation"))
     return Images(name, train, validation, whole[1], list(CIFAR10_CLASSES))
 
@@ -263,9 +240,7 @@ class Batches:
         augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None,
     ) -> None:
         if not 0 < batch_size <= len(part):
-            raise ValueError(
-                f"batch_size {batch_size} does not fit {len(part)} examples"
-            )
+            raise ValueError(f"batch_size {batch_size} does not fit {len(part)} examples")
         self.part, self.batch_size, self.seed = part, batch_size, seed
         self.shuffle, self.drop_last, self.augment = shuffle, drop_last, augment
         self._next_epoch = 0
@@ -278,9 +253,7 @@ class Batches:
         """The batches of epoch `number` (from 0), each `(x, y)`."""
         generator = torch.Generator().manual_seed(self.seed * 100_003 + number)
         n, device = len(self.part), self.part.y.device
-        order = (
-            torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
-        )
+        order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
         order = order.to(device)
         for i in range(len(self)):
             index = order[i * self.batch_size : (i + 1) * self.batch_size]
@@ -292,18 +265,14 @@ class Batches:
         return self.epoch(self._next_epoch - 1)
 
 
-def random_shift(
-    x: torch.Tensor, generator: torch.Generator, pixels: int = 2
-) -> torch.Tensor:
+def random_shift(x: torch.Tensor, generator: torch.Generator, pixels: int = 2) -> torch.Tensor:
     """Shift each image of `(batch, channels, height, width)` by up to `pixels`, all at once.
 
     What comes in at the border repeats the border. The draws come from the CPU `generator` on every
     device, so that runs can be compared.
     """
     n, _, height, width = x.shape
-    padded = torch.nn.functional.pad(x, (pixels,) * 4, mode="replicate").permute(
-        0, 2, 3, 1
-    )
+    padded = torch.nn.functional.pad(x, (pixels,) * 4, mode="replicate").permute(0, 2, 3, 1)
     by = torch.randint(0, 2 * pixels + 1, (2, n), generator=generator).to(x.device)
     rows = (by[0, :, None] + torch.arange(height, device=x.device))[:, :, None]
     columns = (by[1, :, None] + torch.arange(width, device=x.device))[:, None, :]
@@ -329,6 +298,4 @@ def cutout(x: torch.Tensor, generator: torch.Generator, size: int = 8) -> torch.
     rows, columns = (torch.arange(k, device=x.device)[None] for k in (height, width))
     inside_rows = (rows >= top) & (rows < top + size)
     inside_columns = (columns >= left) & (columns < left + size)
-    return x.masked_fill(
-        (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None], 0.0
-    )
+    return x.masked_fill((inside_rows[:, :, None] & inside_columns[:, None, :])[:, None], 0.0)

@@ -38,11 +38,7 @@ class Day:
 
     def output(self, profile: str) -> Path:
         """Where a profile writes: `runs/quick/DayNN_Name` for quick, else the day folder itself."""
-        return (
-            self.folder
-            if check_profile(profile) != "quick"
-            else runs("quick") / self.name
-        )
+        return self.folder if check_profile(profile) != "quick" else runs("quick") / self.name
 
     def table(self, profile: str = "study") -> Path:
         """The CSV of a profile's runs, whether it is there or not."""
@@ -64,12 +60,7 @@ ALL = (
     Day(11, "Voice_Cloning", "similarity", ("kathleen", *LIBRISPEECH)),
     Day(12, "VC_Tuning", "audio_quality", ("kathleen", *LIBRISPEECH)),
     Day(13, "Speaker_Verification", "eer", (*LIBRISPEECH, "speech_commands", "noise")),
-    Day(
-        14,
-        "Enhancement",
-        "pesq_after",
-        (*LIBRISPEECH, "kathleen", "speech_commands", "noise"),
-    ),
+    Day(14, "Enhancement", "pesq_after", (*LIBRISPEECH, "kathleen", "speech_commands", "noise")),
     Day(15, "Summary", "value"),
 )
 
@@ -95,9 +86,7 @@ def existing() -> list[Day]:
 def check_profile(profile: str) -> str:
     """The profile itself. Raises ValueError when it is none of quick, study, full."""
     if profile not in PROFILES:
-        raise ValueError(
-            f"PROFILE = {profile!r} is unknown: write one of {', '.join(PROFILES)}."
-        )
+        raise ValueError(f"PROFILE = {profile!r} is unknown: write one of {', '.join(PROFILES)}.")
     return profile
 
 

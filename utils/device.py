@@ -92,15 +92,11 @@ def gains_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        return bool(
-            torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        )
+        return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
     return False
 
 
-def autocast(
-    device: torch.device, enabled: bool = True
-) -> contextlib.AbstractContextManager:
+def autocast(device: torch.device, enabled: bool = True) -> contextlib.AbstractContextManager:
     """`torch.autocast` in bfloat16 where the device gains from it, else a context that does nothing.
 
     bfloat16 keeps float32's range, so no gradient scaler is needed (Kalamkar et al., 2019,

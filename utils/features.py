@@ -68,9 +68,7 @@ def to_mono(
         raise AudioError(f"{name} says {rate} Hz: its header is wrong.")
     if not torch.isfinite(wave).all():
         bad = int((~torch.isfinite(wave)).sum())
-        raise AudioError(
-            f"{name} holds {bad} samples that are no numbers (NaN or infinity)."
-        )
+        raise AudioError(f"{name} holds {bad} samples that are no numbers (NaN or infinity).")
     return resample(wave, rate, sample_rate)
 
 
@@ -115,9 +113,7 @@ def mel_to_hz(mel: float | Tensor) -> float | Tensor:
     return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
 
 
-def mel_filterbank(
-    n_mels: int, n_fft: int, sample_rate: int, f_min: float, f_max: float
-) -> Tensor:
+def mel_filterbank(n_mels: int, n_fft: int, sample_rate: int, f_min: float, f_max: float) -> Tensor:
     """Triangles of height 1, evenly spaced in mel: `(n_fft // 2 + 1, n_mels)`.
 
     Raises ValueError when the frequencies do not fit or a filter would see no bin at all (too many
@@ -164,9 +160,7 @@ class Spectrogram(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 < hop <= window <= n_fft:
-            raise ValueError(
-                f"0 < hop <= window <= n_fft is wanted, not {hop}, {window}, {n_fft}"
-            )
+            raise ValueError(f"0 < hop <= window <= n_fft is wanted, not {hop}, {window}, {n_fft}")
         self.n_fft, self.window, self.hop, self.centre = n_fft, window, hop, centre
         left = (n_fft - window) // 2
         hann = F.pad(torch.hann_window(window), (left, n_fft - window - left))
@@ -205,9 +199,7 @@ class LogMel(nn.Module):
         super().__init__()
         self.n_mels, self.chunk = n_mels, chunk
         self.spectrogram = Spectrogram(n_fft, window, hop, centre)
-        bank = mel_filterbank(
-            n_mels, n_fft, sample_rate, f_min, f_max or sample_rate / 2
-        )
+        bank = mel_filterbank(n_mels, n_fft, sample_rate, f_min, f_max or sample_rate / 2)
         # each bin's row twice, for its real and its imaginary part: power and bank in one product
         twice = bank.repeat_interleave(2, 0).contiguous()
         self.register_buffer("bank", twice, persistent=False)
@@ -234,16 +226,12 @@ class MFCC(LogMel):
     `(batch, time)` to `(batch, n_mfcc * (1, 2 or 3), frames)`: the DCT of the log-mel over the mels.
     """
 
-    def __init__(
-        self, n_mfcc: int = 40, deltas: int = 0, n_mels: int = 64, **settings
-    ) -> None:
+    def __init__(self, n_mfcc: int = 40, deltas: int = 0, n_mels: int = 64, **settings) -> None:
         super().__init__(n_mels, **settings)
         if not 0 < n_mfcc <= n_mels:
             raise ValueError(f"n_mfcc {n_mfcc} does not fit {n_mels} mels")
         self.n_mfcc, self.deltas = n_mfcc, deltas
-        self.register_buffer(
-            "dct", dct_matrix(n_mels, n_mfcc).T.contiguous(), persistent=False
-        )
+        self.register_buffer("dct", dct_matrix(n_mels, n_mfcc).T.contiguous(), persistent=False)
 
     @property
     def out_channels(self) -> int:
@@ -278,9 +266,7 @@ class Streaming:
 
     def __init__(self, front_end: LogMel) -> None:
         if getattr(front_end, "deltas", 0):
-            raise ValueError(
-                "deltas look two frames ahead: stream without them, add them later"
-            )
+            raise ValueError("deltas look two frames ahead: stream without them, add them later")
         self.front_end = front_end
         spectrogram = front_end.spectrogram
         self.n_fft, self.hop = spectrogram.n_fft, spectrogram.hop

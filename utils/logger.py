@@ -40,9 +40,7 @@ class LogError(RuntimeError):
 
 def run_id(profile: str, dataset: str, seed: int, config: Mapping[str, Any]) -> str:
     """Ten hex digits that name a run: the same profile, data, seed and configuration, the same name."""
-    text = json.dumps(
-        [profile, dataset, seed, dict(config)], sort_keys=True, default=str
-    )
+    text = json.dumps([profile, dataset, seed, dict(config)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
@@ -110,9 +108,7 @@ def update_table(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(path.with_name(f".{path.name}.lock")), timeout=60):
-            for stale in path.parent.glob(
-                f".{path.name}.*.tmp"
-            ):  # of a process that was killed
+            for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed
                 stale.unlink()
             old = read_table(path)
             if old and "run" not in old[0]:
@@ -122,16 +118,10 @@ def update_table(
                 )
             header = list(columns)
             extra = [c for c in (old[0] if old else {}) if c not in header]
-            at = (
-                len(header) - len(LAST)
-                if tuple(header[-len(LAST) :]) == LAST
-                else len(header)
-            )
+            at = len(header) - len(LAST) if tuple(header[-len(LAST) :]) == LAST else len(header)
             header[at:at] = extra
             new = [{c: cell(row.get(c)) for c in header} for row in rows]
-            place = next(
-                (i for i, row in enumerate(old) if row["run"] == replace), len(old)
-            )
+            place = next((i for i, row in enumerate(old) if row["run"] == replace), len(old))
             kept = [row for row in old if row["run"] != replace]
             place = min(place, len(kept))
             write_table(path, header, [*kept[:place], *new, *kept[place:]])
@@ -152,9 +142,7 @@ def update_table(
         ) from e
 
 
-def write_table(
-    path: Path, header: Sequence[str], rows: Sequence[Mapping[str, str]]
-) -> None:
+def write_table(path: Path, header: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
     """Write a whole CSV of text, or nothing: beside the file first, then renamed over it."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(scratch, "w", encoding="utf-8", newline="") as f:
@@ -167,12 +155,7 @@ def write_table(
 
 
 def add_row(
-    path: Path,
-    profile: str,
-    dataset: str,
-    seed: int,
-    config: Mapping[str, Any],
-    **results: Any,
+    path: Path, profile: str, dataset: str, seed: int, config: Mapping[str, Any], **results: Any
 ) -> None:
     """One run as a row of a table of one's own, outside the days: what a project template keeps.
 
@@ -238,17 +221,13 @@ class RunLogger:
         for row in read_table(self.path):
             mine = row["profile"] == self.profile and row["role"] == "headline"
             if mine and row["run"] not in self.headlines:
-                update_table(
-                    self.path, [{**row, "role": "sweep"}], self.header, row["run"]
-                )
+                update_table(self.path, [{**row, "role": "sweep"}], self.header, row["run"])
         log = read_table(self.train_log)
         logged = {e["run"] for e in log if e["profile"] == self.profile}
         for run in logged - self.headlines:
             update_table(self.train_log, [], list(log[0]), replace=run)
 
-    def run(
-        self, *, role: str = "sweep", seed: int = 0, note: str = "", **config: Any
-    ) -> Run:
+    def run(self, *, role: str = "sweep", seed: int = 0, note: str = "", **config: Any) -> Run:
         """A run with this configuration, to be used in a `with` statement."""
         if role not in ROLES:
             raise ValueError(f"role {role!r}: write one of {', '.join(ROLES)}")
@@ -283,13 +262,7 @@ class Run:
     def __init__(
         self, log: RunLogger, role: str, seed: int, note: str, config: dict[str, Any]
     ) -> None:
-        self.log, self.role, self.seed, self.note, self.config = (
-            log,
-            role,
-            seed,
-            note,
-            config,
-        )
+        self.log, self.role, self.seed, self.note, self.config = (log, role, seed, note, config)
         self.id = run_id(log.profile, log.dataset, seed, config)
         self.folder = days.runs(log.profile, log.day.name, self.id)
         self.results: dict[str, Any] = {}
@@ -354,9 +327,7 @@ class Run:
         """Many steps at once, from step `first` on; `training.fit` calls it once an epoch."""
         length = max((len(v) for v in curves.values()), default=0)
         for i in range(length):
-            self.scalars(
-                first + i, **{k: v[i] for k, v in curves.items() if i < len(v)}
-            )
+            self.scalars(first + i, **{k: v[i] for k, v in curves.items() if i < len(v)})
 
     def epoch(self, number: int, **values: float) -> None:
         """Numbers of one epoch; those of headline runs are kept in the day's `_train_log.csv`."""
@@ -365,9 +336,7 @@ class Run:
             if isinstance(value, (int, float)):
                 self._writer.add_scalar(f"epoch/{name}", value, number)
         if self._wandb:
-            self._wandb.log(
-                {f"epoch/{k}": v for k, v in values.items()} | {"epoch": number}
-            )
+            self._wandb.log({f"epoch/{k}": v for k, v in values.items()} | {"epoch": number})
 
     def result(self, **values: Any) -> None:
         """What the run gave: the day's own columns of its row."""
@@ -388,9 +357,7 @@ class Run:
             if isinstance(v, (int, float)) and not isinstance(v, bool)
         }
         plain = (bool, int, float, str)
-        config = {
-            k: v if isinstance(v, plain) else str(v) for k, v in self.config.items()
-        }
+        config = {k: v if isinstance(v, plain) else str(v) for k, v in self.config.items()}
         writer = self._writer._get_file_writer()
         for summary in hparams({**config, "seed": self.seed}, numbers):
             writer.add_summary(summary)
@@ -399,9 +366,7 @@ class Run:
 
     def _stands(self) -> bool:
         rows = read_table(self.log.path)
-        return any(
-            row.get("run") == self.id and row.get("role") != "failed" for row in rows
-        )
+        return any(row.get("run") == self.id and row.get("role") != "failed" for row in rows)
 
     def __exit__(
         self,
@@ -444,9 +409,7 @@ class Run:
                 {"run": self.id, "profile": log.profile, "seed": self.seed, **e}
                 for e in self.epochs
             ]
-            update_table(
-                log.train_log, rows, ["run", "profile", "seed", *names], replace=self.id
-            )
+            update_table(log.train_log, rows, ["run", "profile", "seed", *names], replace=self.id)
         if kind is None and not self.keeps_checkpoint:
             self.checkpoint.unlink(missing_ok=True)
 

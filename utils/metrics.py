@@ -33,9 +33,7 @@ class Spread:
 
     def __format__(self, spec: str) -> str:
         spec = spec or ".4g"
-        return f"{self.mean:{spec}}" + (
-            f" ± {self.std:{spec}} (n={self.n})" if self.n > 1 else ""
-        )
+        return f"{self.mean:{spec}}" + (f" ± {self.std:{spec}} (n={self.n})" if self.n > 1 else "")
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -43,9 +41,7 @@ def spread(values: Sequence[float]) -> Spread:
     x = np.asarray(list(values), dtype=float)
     if not x.size:
         raise ValueError("spread needs at least one value")
-    return Spread(
-        float(x.mean()), float(x.std(ddof=1)) if x.size > 1 else float("nan"), x.size
-    )
+    return Spread(float(x.mean()), float(x.std(ddof=1)) if x.size > 1 else float("nan"), x.size)
 
 
 @dataclass(frozen=True)
@@ -95,12 +91,8 @@ def bootstrap_difference(
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape or a.ndim != 1 or not a.size:
-        raise ValueError(
-            f"the systems need scores of the same items: {a.shape} against {b.shape}"
-        )
-    return Difference.of(
-        bootstrap_ratio(a - b, np.ones_like(a), groups, resamples, seed)
-    )
+        raise ValueError(f"the systems need scores of the same items: {a.shape} against {b.shape}")
+    return Difference.of(bootstrap_ratio(a - b, np.ones_like(a), groups, resamples, seed))
 
 
 def bootstrap_ratio(
@@ -135,10 +127,7 @@ def bootstrap_ratio(
 
 
 def bootstrap_mean(
-    values: Sequence[float],
-    groups: Sequence | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
+    values: Sequence[float], groups: Sequence | None = None, resamples: int = 2000, seed: int = 0
 ) -> Interval:
     """Mean of scores per item `(items,)` with its bootstrap interval, drawn by `groups` (speakers) where given."""
     values = np.asarray(values, dtype=float)

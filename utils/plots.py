@@ -10,27 +10,9 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-    "#8C6D31",
-)
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 """Okabe & Ito's palette for colour-blind readers (2008), darkest first, without its yellow."""
-DASHES = (
-    "-",
-    "--",
-    "-.",
-    ":",
-    (0, (5, 1)),
-    (0, (3, 1, 1, 1)),
-    (0, (1, 1)),
-    (0, (8, 2)),
-)
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 DPI = 150
 
 
@@ -91,11 +73,7 @@ def end_labels(axis: Axes, form: str = "{:.3g}", gap: float = 0.055) -> None:
     """
     axis.margins(x=0.02)
     _ = axis.get_xlim(), axis.get_ylim()  # asking makes matplotlib settle the limits
-    lines = [
-        ln
-        for ln in axis.get_lines()
-        if len(ln.get_xdata()) > 1 and ln.get_label()[0] != "_"
-    ]
+    lines = [ln for ln in axis.get_lines() if len(ln.get_xdata()) > 1 and ln.get_label()[0] != "_"]
     to_axes = axis.transData + axis.transAxes.inverted()
     ends = []
     for line in lines:
@@ -133,9 +111,7 @@ def image_grid(
 ) -> Figure:
     """A grid of small images, each `(height, width)` or `(height, width, 3)`, with a title above."""
     rows = -(-len(images) // columns)
-    figure, _ = plt.subplots(
-        rows, columns, figsize=(columns * size, rows * (size + 0.25))
-    )
+    figure, _ = plt.subplots(rows, columns, figsize=(columns * size, rows * (size + 0.25)))
     for axis in figure.axes:
         axis.axis("off")
     for axis, image, title in zip(figure.axes, images, titles, strict=False):

@@ -59,9 +59,7 @@ def gradient_norms(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def total_norm(model: nn.Module) -> torch.Tensor:
     """Euclidean norm of all gradients taken as one vector (the number that clipping looks at)."""
-    return nn.utils.get_total_norm(
-        [p.grad for p in model.parameters() if p.grad is not None]
-    )
+    return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
 
 
 def fit(
@@ -114,9 +112,7 @@ def fit(
                 loss.backward()
                 step = {"loss": loss.detach(), "grad_norm": total_norm(model)}
                 if layer_norms:
-                    step |= {
-                        f"grad_norm/{k}": v for k, v in gradient_norms(model).items()
-                    }
+                    step |= {f"grad_norm/{k}": v for k, v in gradient_norms(model).items()}
                 if clip:
                     nn.utils.clip_grad_norm_(model.parameters(), clip)
                 step["lr"] = optimizer.param_groups[0]["lr"]
@@ -141,15 +137,9 @@ def fit(
                 raise Diverged(
                     f"the loss is {mean['loss']} in epoch {epoch + 1}: learning rate too large?"
                 )
-            entry = {
-                "epoch": epoch + 1,
-                "train_loss": mean["loss"],
-                "grad_norm": mean["grad_norm"],
-            }
+            entry = {"epoch": epoch + 1, "train_loss": mean["loss"], "grad_norm": mean["grad_norm"]}
             entry |= {"lr": numbers["lr"][-1], "seconds": round(seconds, 3)}
-            entry |= (
-                {f"val_{k}": v for k, v in validate(model).items()} if validate else {}
-            )
+            entry |= {f"val_{k}": v for k, v in validate(model).items()} if validate else {}
             history.epochs.append(entry)
             if run:
                 run.epoch(**numbered(entry))
@@ -174,24 +164,15 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def fit_one_cycle(
-    model: nn.Module,
-    batches: Batches,
-    optimizer: str,
-    lr: float,
-    epochs: int,
-    **how: Any,
+    model: nn.Module, batches: Batches, optimizer: str, lr: float, epochs: int, **how: Any
 ) -> History:
     """`fit` with one of OPTIMIZERS, OneCycle up to `lr` over a fifth of the steps, gradients clipped at 5.
 
     `how` goes to `fit`.
     """
     chosen = OPTIMIZERS[optimizer](model.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        chosen, lr, epochs * len(batches), pct_start=0.2
-    )
-    return fit(
-        model, batches, chosen, epochs=epochs, scheduler=schedule, clip=5.0, **how
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(chosen, lr, epochs * len(batches), pct_start=0.2)
+    return fit(model, batches, chosen, epochs=epochs, scheduler=schedule, clip=5.0, **how)
 
 
 def _floats(values: list) -> list[float]:
@@ -211,23 +192,14 @@ def predict(model: nn.Module, x: torch.Tensor, batch_size: int = 1000) -> torch.
         model.train(was_training)
 
 
-def evaluate(
-    model: nn.Module, part: Part, loss_fn: Loss = F.cross_entropy
-) -> dict[str, float]:
+def evaluate(model: nn.Module, part: Part, loss_fn: Loss = F.cross_entropy) -> dict[str, float]:
     """`{"loss", "accuracy"}` of the model on a part, the loss by `loss_fn` over all items at once."""
     logits = predict(model, part.x)
-    return {
-        "loss": loss_fn(logits, part.y).item(),
-        "accuracy": accuracy(logits, part.y),
-    }
+    return {"loss": loss_fn(logits, part.y).item(), "accuracy": accuracy(logits, part.y)}
 
 
 def save_checkpoint(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: Any,
-    history: History,
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, history: History
 ) -> None:
     """Write everything that the next epoch depends on; atomic, so a kill leaves the last whole one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -295,13 +267,12 @@ def count_parameters(model: nn.Module) -> int:
     """Weights that are trained."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
+
 LIMIT = 25_000_000
 """Bytes that a file in the repository may have."""
 
 
-def save_weights(
-    path: Path, model: nn.Module, card: Mapping[str, Any], half: bool = False
-) -> int:
+def save_weights(path: Path, model: nn.Module, card: Mapping[str, Any], half: bool = False) -> int:
     """Write the model's state and `NAME.json` with the card; `half` in float16. Returns the bytes.
 
     Raises ValueError when the file would be too large for the repository.
@@ -309,9 +280,7 @@ def save_weights(
     state = {}
     for name, tensor in model.state_dict().items():
         tensor = tensor.detach().cpu().contiguous()
-        state[name] = (
-            tensor.half() if half and tensor.is_floating_point() else tensor.clone()
-        )
+        state[name] = tensor.half() if half and tensor.is_floating_point() else tensor.clone()
     size = sum(t.numel() * t.element_size() for t in state.values())
     if size > LIMIT:
         raise ValueError(

@@ -46,9 +46,7 @@ def open_study(path: Path, direction: str = "maximize") -> optuna.Study:
         storage=JournalStorage(JournalFileBackend(str(path))),
         direction=direction,
         load_if_exists=True,
-        pruner=optuna.pruners.PercentilePruner(
-            60.0, n_startup_trials=8, n_warmup_steps=5
-        ),
+        pruner=optuna.pruners.PercentilePruner(60.0, n_startup_trials=8, n_warmup_steps=5),
     )
 
 
@@ -130,22 +128,16 @@ def search(
     while True:
         with lock:  # count and draw at once: two workers never take one place
             for number in put_back(study):
-                say(
-                    f"{path.stem}: trial {number} was lost with its worker; queued again"
-                )
+                say(f"{path.stem}: trial {number} was lost with its worker; queued again")
             every = study.get_trials(deepcopy=False)
             taken = sum(t.state in (*DONE, TrialState.RUNNING) for t in every)
-            failed = sum(
-                t.state == TrialState.FAIL and "diverged" in t.user_attrs for t in every
-            )
+            failed = sum(t.state == TrialState.FAIL and "diverged" in t.user_attrs for t in every)
             if taken + failed >= trials:
                 return study
             study.sampler = SAMPLERS[sampler](seed + len(every))
             trial = study.ask()
             trial.set_user_attr("worker", worker_name())
-        say(
-            f"{path.stem}: trial {trial.number} begins ({taken + failed} of {trials} taken)"
-        )
+        say(f"{path.stem}: trial {trial.number} begins ({taken + failed} of {trials} taken)")
         try:
             study.tell(trial, objective(trial))
         except optuna.TrialPruned:

@@ -13,10 +13,7 @@ class SmallCNN(nn.Module):
     """
 
     def __init__(
-        self,
-        batch_norm: bool = True,
-        dropout: float = 0.0,
-        widths: tuple[int, ...] = (32, 64, 128),
+        self, batch_norm: bool = True, dropout: float = 0.0, widths: tuple[int, ...] = (32, 64, 128)
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []

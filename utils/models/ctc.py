@@ -116,17 +116,11 @@ class WordModel:
 
     START, END = "<s>", "</s>"
 
-    def __init__(
-        self, texts: Iterable[str], order: int = 3, discount: float = 0.75
-    ) -> None:
+    def __init__(self, texts: Iterable[str], order: int = 3, discount: float = 0.75) -> None:
         if order < 1 or not 0 < discount < 1:
-            raise ValueError(
-                "order 1 or more and a discount between 0 and 1 are wanted"
-            )
+            raise ValueError("order 1 or more and a discount between 0 and 1 are wanted")
         self.order, self.discount = order, discount
-        self.counts: list[dict[tuple, Counter]] = [
-            defaultdict(Counter) for _ in range(order)
-        ]
+        self.counts: list[dict[tuple, Counter]] = [defaultdict(Counter) for _ in range(order)]
         for text in texts:
             words = [self.START] * (order - 1) + text.split() + [self.END]
             for i in range(order - 1, len(words)):
@@ -312,9 +306,7 @@ def errors(references: Sequence[str], outputs: Sequence[str]) -> Errors:
     )  # fmt: skip
 
 
-def word_errors(
-    references: Sequence[str], outputs: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
+def word_errors(references: Sequence[str], outputs: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """For each utterance its word errors and its reference words, both `(utterances,)`, for the bootstrap."""
     import jiwer
 
@@ -376,10 +368,7 @@ def aligned(reference: str, output: str) -> list[tuple[str, str, str]]:
         return [("delete", w, "") for w in ref] + [("insert", "", w) for w in out]
     pairs = []
     for c in jiwer.process_words(reference, output).alignments[0]:
-        a, b = (
-            ref[c.ref_start_idx : c.ref_end_idx],
-            out[c.hyp_start_idx : c.hyp_end_idx],
-        )
+        a, b = (ref[c.ref_start_idx : c.ref_end_idx], out[c.hyp_start_idx : c.hyp_end_idx])
         size = max(len(a), len(b))
         a, b = a + [""] * (size - len(a)), b + [""] * (size - len(b))
         pairs += [(c.type, x, y) for x, y in zip(a, b, strict=True)]
@@ -495,9 +484,7 @@ def collate(
         row[: len(wave)] = wave
     x, lengths = torch.from_numpy(x).to(device), lengths.to(device)
     x = as_float(x) if not normalised else normalise_waves(as_float(x), lengths)
-    labels, label_lengths = encode_texts(
-        [sentences.texts[i] for i in numbers], vocabulary
-    )
+    labels, label_lengths = encode_texts([sentences.texts[i] for i in numbers], vocabulary)
     return Batch(x, lengths, labels.to(device), label_lengths.to(device))
 
 
@@ -505,9 +492,7 @@ def encode_texts(texts: Sequence[str], vocabulary: Vocabulary) -> tuple[Tensor, 
     """Normalised and encoded texts, padded with the blank: `(batch, letters)`, and their lengths `(batch,)`."""
     codes = [vocabulary.encode(normalise(text)) for text in texts]
     label_lengths = torch.tensor([len(c) for c in codes])
-    labels = torch.full(
-        (len(codes), max(1, int(label_lengths.max()))), vocabulary.blank
-    )
+    labels = torch.full((len(codes), max(1, int(label_lengths.max()))), vocabulary.blank)
     for row, code in zip(labels, codes, strict=True):
         row[: len(code)] = torch.tensor(code, dtype=torch.long)
     return labels, label_lengths

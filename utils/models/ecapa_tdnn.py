@@ -15,12 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import days
-from ..features import (
-    SAMPLE_RATE,
-    LogMel,
-    as_float,
-    resample,
-)
+from ..features import SAMPLE_RATE, LogMel, as_float, resample
 from ..logger import Run
 from ..speech.augment import (
     add_noise,
@@ -31,11 +26,7 @@ from ..speech.augment import (
     spec_augment,
 )
 from ..speech.corpora import Corpus, Sentences, speech_commands
-from ..training import (
-    History,
-    fit_one_cycle,
-    load_weights,
-)
+from ..training import History, fit_one_cycle, load_weights
 from .ge2e import HOP, Embedder, slice_starts
 from .verification import all_pairs, cosine_scores, eer
 
@@ -60,9 +51,7 @@ class SERes2Block(nn.Module):
     saw the mean over time (Hu et al., 2018).
     """
 
-    def __init__(
-        self, channels: int, dilation: int, scale: int = 8, squeeze: int = 64
-    ) -> None:
+    def __init__(self, channels: int, dilation: int, scale: int = 8, squeeze: int = 64) -> None:
         super().__init__()
         if channels % scale:
             raise ValueError(f"{channels} channels do not part into {scale} groups")
@@ -73,10 +62,7 @@ class SERes2Block(nn.Module):
         )
         self.after = conv_block(channels, channels, 1)
         self.gate = nn.Sequential(
-            nn.Linear(channels, squeeze),
-            nn.ReLU(),
-            nn.Linear(squeeze, channels),
-            nn.Sigmoid(),
+            nn.Linear(channels, squeeze), nn.ReLU(), nn.Linear(squeeze, channels), nn.Sigmoid()
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,9 +83,7 @@ class AttentiveStatistics(nn.Module):
     def __init__(self, channels: int, hidden: int = 128) -> None:
         super().__init__()
         self.weigh = nn.Sequential(
-            conv_block(3 * channels, hidden, 1),
-            nn.Tanh(),
-            nn.Conv1d(hidden, channels, 1),
+            conv_block(3 * channels, hidden, 1), nn.Tanh(), nn.Conv1d(hidden, channels, 1)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -175,9 +159,7 @@ def whole_windows(wave: Tensor, frames: int, rate: float, coverage: float) -> Te
         wave = wave.repeat(math.ceil(size / len(wave)))[:size]
     starts = slice_starts(len(wave), frames, rate, coverage)
     last = len(wave) - size
-    return torch.stack(
-        [wave[s : s + size] for s in (min(i * HOP, last) for i in starts)]
-    )
+    return torch.stack([wave[s : s + size] for s in (min(i * HOP, last) for i in starts)])
 
 
 class SpeakerClassifier(nn.Module):
@@ -212,6 +194,7 @@ def aam_softmax(
     further = torch.where(own > -math.cos(margin), further, line)
     return F.cross_entropy(scale * cosines.scatter(1, labels[:, None], further), labels)
 
+
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -244,9 +227,7 @@ class Crops:
         self.starts, self.lengths, self.labels = (
             torch.as_tensor(np.asarray(x)).long() for x in (starts, lengths, labels)
         )
-        if not len(self.starts) or not len(self.starts) == len(self.lengths) == len(
-            self.labels
-        ):
+        if not len(self.starts) or not len(self.starts) == len(self.lengths) == len(self.labels):
             raise ValueError(
                 f"{len(self.starts)} starts, {len(self.lengths)} lengths, {len(self.labels)} labels"
             )
@@ -275,8 +256,7 @@ class Crops:
             # a long utterance is cut inside; a short one begins anywhere and goes round
             room = torch.where(length >= self.crop, length - self.crop + 1, length)
             offset = (
-                torch.rand(self.batch_size, generator=generator, dtype=torch.float64)
-                * room
+                torch.rand(self.batch_size, generator=generator, dtype=torch.float64) * room
             ).long()
             start, length, offset = (
                 v.to(device)[:, None] for v in (self.starts[drawn], length, offset)
@@ -400,6 +380,7 @@ def train_speaker_net(
     )  # fmt: skip
     return encoder, history
 
+
 SPEEDS = (1.0, 0.9, 1.1)
 """A voice played at another speed is another voice: three training speakers from each."""
 
@@ -415,9 +396,7 @@ class Voices:
     speakers: list[str]
 
 
-def training_voices(
-    profile: str, corpus: Corpus, speeds: Sequence[float] = SPEEDS
-) -> Voices:
+def training_voices(profile: str, corpus: Corpus, speeds: Sequence[float] = SPEEDS) -> Voices:
     """The speakers to train with: LibriSpeech's and Speech Commands' training parts, each at all `speeds`.
 
     In quick the bundled sentences' and words' voices. A voice at another speed counts as another speaker
@@ -445,9 +424,7 @@ def training_voices(
     )  # fmt: skip
 
 
-def few_of_each(
-    part: Sentences, most: int, seconds: float = 4.0
-) -> tuple[list[Tensor], list[str]]:
+def few_of_each(part: Sentences, most: int, seconds: float = 4.0) -> tuple[list[Tensor], list[str]]:
     """The first `most` utterances of each speaker, cut to `seconds`: waves and speakers, to validate with."""
     chosen = part.first_of_each(most)
     waves = [part.sound(i)[: round(seconds * SAMPLE_RATE)] for i in chosen]

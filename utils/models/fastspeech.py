@@ -62,9 +62,7 @@ class ConvNeXt(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         near = self.near((x * mask).transpose(1, 2)).transpose(1, 2)
-        return x + self.dropout(
-            self.scale * self.down(F.gelu(self.up(self.norm(near))))
-        )
+        return x + self.dropout(self.scale * self.down(F.gelu(self.up(self.norm(near)))))
 
 
 class Blocks(nn.Module):
@@ -159,9 +157,7 @@ class ParallelSynthesizer(nn.Module):
         inside = length_mask(text_lengths, text.shape[1])[..., None].to(memory.dtype)
         told, _ = self.decode(memory, durations, prosody, mel_lengths, mel.shape[2])
         lasting = self.duration(memory.detach(), inside).squeeze(2)
-        return Timed(
-            told.float(), lasting.float(), self.prosody(memory, inside).float()
-        )
+        return Timed(told.float(), lasting.float(), self.prosody(memory, inside).float())
 
     @torch.no_grad()
     def generate(
@@ -174,9 +170,7 @@ class ParallelSynthesizer(nn.Module):
         Raises ValueError unless `pace` is above 0.
         """
         if not pace > 0:
-            raise ValueError(
-                f"pace {pace}: write a number above 0 (2 is twice as fast)"
-            )
+            raise ValueError(f"pace {pace}: write a number above 0 (2 is twice as fast)")
         memory = self.memory(text, text_lengths, d_vectors)
         inside = length_mask(text_lengths, text.shape[1])[..., None].to(memory.dtype)
         durations = self.frames_of(memory, inside) / pace

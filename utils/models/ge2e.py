@@ -22,9 +22,7 @@ HOP = 160
 """Samples from frame to frame: 10 ms."""
 
 
-def slice_starts(
-    samples: int, frames: int, rate: float = 1.3, coverage: float = 0.75
-) -> list[int]:
+def slice_starts(samples: int, frames: int, rate: float = 1.3, coverage: float = 0.75) -> list[int]:
     """First frames of the windows of `frames` frames that an utterance of `samples` samples is cut into.
 
     `rate` windows begin each second. The last one may reach over the end; it is left out when less
@@ -33,9 +31,7 @@ def slice_starts(
     """
     step = round(SAMPLE_RATE / rate / HOP)
     if not 0 < step <= frames:
-        raise ValueError(
-            f"{rate} windows a second of {frames} frames leave gaps: raise the rate"
-        )
+        raise ValueError(f"{rate} windows a second of {frames} frames leave gaps: raise the rate")
     total = math.ceil((samples + 1) / HOP)
     starts = list(range(0, max(1, total - frames + step + 1), step))
     if len(starts) > 1 and (samples - starts[-1] * HOP) / (frames * HOP) < coverage:
@@ -182,7 +178,5 @@ def pretrained_dvector(device: torch.device | str = "cpu") -> DVector:
     weights = state["model_state"]
     model = DVector()
     # the scale and offset of the GE2E loss lie beside the network's weights
-    model.load_state_dict(
-        {k: v for k, v in weights.items() if not k.startswith("similarity_")}
-    )
+    model.load_state_dict({k: v for k, v in weights.items() if not k.startswith("similarity_")})
     return model.to(device).eval()

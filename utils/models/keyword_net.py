@@ -9,12 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import days
-from ..features import (
-    SAMPLE_RATE,
-    LogMel,
-    as_float,
-    to_level,
-)
+from ..features import SAMPLE_RATE, LogMel, as_float, to_level
 from ..speech.augment import (
     add_noise,
     change_microphone,
@@ -37,9 +32,7 @@ class CNN2d(nn.Module):
     A filter may move in frequency, so a higher voice is the same picture a little further up.
     """
 
-    def __init__(
-        self, channels: int, width: int = 24, activation: Activation = nn.ReLU
-    ) -> None:
+    def __init__(self, channels: int, width: int = 24, activation: Activation = nn.ReLU) -> None:
         super().__init__()
         layers: list[nn.Module] = [
             nn.Conv2d(1, width, 5, stride=2, padding=2, bias=False),
@@ -99,6 +92,7 @@ class KeywordNet(nn.Module):
             features = spec_augment(features, None, *self.masks)
         return self.head(self.dropout(self.network(features)))
 
+
 Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
@@ -146,9 +140,7 @@ def probabilities(
     return torch.stack(answers).mean(0)
 
 
-def load_kept(
-    device: torch.device | str = "cpu",
-) -> tuple[KeywordNet, list[str]]:
+def load_kept(device: torch.device | str = "cpu") -> tuple[KeywordNet, list[str]]:
     """The recogniser that Day 7 keeps and its words, on `device` in evaluation mode.
 
     Raises FileNotFoundError when the day was not run, ValueError when its card names another network than the
@@ -160,9 +152,7 @@ def load_kept(
     card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     kind = card["network"], card["front_end"]
     if kind != ("2-D CNN", "log-mel"):
-        raise ValueError(
-            f"{path.name} is a {kind[0]} over {kind[1]}, not a 2-D CNN over log-mel"
-        )
+        raise ValueError(f"{path.name} is a {kind[0]} over {kind[1]}, not a 2-D CNN over log-mel")
     front = LogMel(64)
     network = CNN2d(front.out_channels, round(8 * card["width"]))
     model = KeywordNet(front, network, len(card["classes"]), level=card["level"])

@@ -14,25 +14,17 @@ class MnistCNN(nn.Module):
     convolution halves the image at once (stride 2), so the larger layers see a quarter of the pixels.
     """
 
-    def __init__(
-        self, activation: Callable[[], nn.Module] = nn.ReLU, width: int = 16
-    ) -> None:
+    def __init__(self, activation: Callable[[], nn.Module] = nn.ReLU, width: int = 16) -> None:
         super().__init__()
         w = width
         self.block1 = nn.Sequential(
-            nn.Conv2d(1, w, 5, stride=2, padding=2, bias=False),
-            nn.BatchNorm2d(w),
-            activation(),
+            nn.Conv2d(1, w, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(w), activation()
         )
         self.block2 = nn.Sequential(
-            nn.Conv2d(w, 2 * w, 3, padding=1, bias=False),
-            nn.BatchNorm2d(2 * w),
-            activation(),
+            nn.Conv2d(w, 2 * w, 3, padding=1, bias=False), nn.BatchNorm2d(2 * w), activation()
         )
         self.block3 = nn.Sequential(
-            nn.Conv2d(2 * w, 4 * w, 3, padding=1, bias=False),
-            nn.BatchNorm2d(4 * w),
-            activation(),
+            nn.Conv2d(2 * w, 4 * w, 3, padding=1, bias=False), nn.BatchNorm2d(4 * w), activation()
         )
         self.pool = nn.MaxPool2d(2)
         self.head = nn.Linear(4 * w * 3 * 3, 10)

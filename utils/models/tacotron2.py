@@ -128,9 +128,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
 class ConvNorm(nn.Module):
     """Convolution over 5 positions, masked batch norm, activation, dropout; padding stays 0."""
 
-    def __init__(
-        self, before: int, after: int, activation: nn.Module, dropout: float
-    ) -> None:
+    def __init__(self, before: int, after: int, activation: nn.Module, dropout: float) -> None:
         super().__init__()
         self.conv = nn.Conv1d(before, after, 5, padding=2, bias=False)
         self.norm = MaskedBatchNorm(after)
@@ -301,28 +299,19 @@ class Tacotron2(nn.Module):
             return torch.zeros(batch, n, device=memory.device)
 
         width = self.config.decoder
-        return State(
-            zeros(width), zeros(width), zeros(size), zeros(letters), zeros(letters)
-        )
+        return State(zeros(width), zeros(width), zeros(size), zeros(letters), zeros(letters))
 
     def _attend(
         self, frame: Tensor, state: State, memory: Tensor, keys: Tensor, mask: Tensor
     ) -> State:
         """One step of the loop: the last frame (after the pre-net) and the last context move the attention."""
         hidden, cell = self.attention_rnn(
-            torch.cat([frame, state.context.to(frame.dtype)], 1),
-            (state.hidden, state.cell),
+            torch.cat([frame, state.context.to(frame.dtype)], 1), (state.hidden, state.cell)
         )
         return self._look(hidden, cell, state, memory, keys, mask)
 
     def _look(
-        self,
-        hidden: Tensor,
-        cell: Tensor,
-        state: State,
-        memory: Tensor,
-        keys: Tensor,
-        mask: Tensor,
+        self, hidden: Tensor, cell: Tensor, state: State, memory: Tensor, keys: Tensor, mask: Tensor
     ) -> State:
         """The second half of a step: where the attention looks, and what it sees there."""
         weights = self.attention(hidden, keys, mask, state.weights, state.seen)
@@ -401,9 +390,7 @@ class Tacotron2(nn.Module):
         mask = length_mask(text_lengths, text.shape[1])
         keys = self.attention.key(memory)
         states = self._attend_all(frames, memory, keys, mask)
-        hidden, _, context, weights, _ = (
-            torch.stack(x, 1) for x in zip(*states, strict=True)
-        )
+        hidden, _, context, weights, _ = (torch.stack(x, 1) for x in zip(*states, strict=True))
         before, stop = self._decode(hidden, context)
         after = self._refine(before, speech_steps(mel_lengths, r))
         return Forced(before, after, stop, weights)

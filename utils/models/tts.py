@@ -20,32 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..device import gains_bf16
-from ..features import (
-    MFCC,
-    SAMPLE_RATE,
-    AudioError,
-    as_float,
-    resample,
-    to_level,
-)
+from ..features import MFCC, SAMPLE_RATE, AudioError, as_float, resample, to_level
 from ..logger import Run, progress
 from ..speech.corpora import Sentences
 from ..speech.pack import to_int16
-from ..training import (
-    History,
-    fit,
-)
+from ..training import History, fit
 from .fastspeech import ParallelSynthesizer
 from .ge2e import pretrained_dvector
-from .tacotron2 import (
-    TAIL,
-    Speech,
-    Tacotron2,
-    TacotronLoss,
-    TextBatch,
-    diagonality,
-    speech_steps,
-)
+from .tacotron2 import TAIL, Speech, Tacotron2, TacotronLoss, TextBatch, diagonality, speech_steps
 from .tts_mel import SILENCE, SynthesisMel, trim_silence
 from .tts_text import TextError, encode, encode_batch
 
@@ -55,9 +37,7 @@ from .tts_text import TextError, encode, encode_batch
 def waves_at(sentences: Sentences, rate: int = SAMPLE_RATE) -> list[Tensor]:
     """The utterances as int16 or float waves `(time,)` at `rate` Hz."""
     if sentences.rate == rate:
-        return [
-            torch.from_numpy(np.array(sentences.wave(i))) for i in range(len(sentences))
-        ]
+        return [torch.from_numpy(np.array(sentences.wave(i))) for i in range(len(sentences))]
     return [sentences.sound(i, rate) for i in range(len(sentences))]
 
 
@@ -82,6 +62,7 @@ def utterances(
 
     voices = speaker_vectors(waves, speakers, embed, most).cpu()
     return prepare(waves, texts, voices, mel, longest, bar=False)
+
 
 Vocoder = Callable[[Tensor], Tensor]
 """Normalised mel `(batch, n_mels, frames)` to sound `(batch, (frames - 1) * hop)`."""
@@ -232,16 +213,10 @@ class LengthBatches:
                 f"{len(sentences)} sentences in {buckets} buckets do not fill a batch of {batch_size}: "
                 "take fewer buckets or smaller batches"
             )
-        self.sentences, self.batch_size, self.r, self.seed = (
-            sentences,
-            batch_size,
-            r,
-            seed,
-        )
+        self.sentences, self.batch_size, self.r, self.seed = (sentences, batch_size, r, seed)
         lengths, letters = sentences.mel_lengths.cpu(), sentences.text_lengths.cpu()
         self.shapes = [
-            (frames_with_tail(int(lengths[g].max()), r), int(letters[g].max()))
-            for g in self.groups
+            (frames_with_tail(int(lengths[g].max()), r), int(letters[g].max())) for g in self.groups
         ]
         self.passes = sum(len(g) // batch_size for g in self.groups)
         self.steps = steps or self.passes
@@ -517,9 +492,7 @@ class Watch:
         every = []
         for path in sorted(folder.glob("*.npz")):
             with np.load(path) as f:
-                numbers = dict(
-                    zip(f["names"].tolist(), f["values"].tolist(), strict=True)
-                )
+                numbers = dict(zip(f["names"].tolist(), f["values"].tolist(), strict=True))
                 rest = {k: f[k] for k in f.files if k not in ("names", "values")}
             every.append(Validation(numbers, **rest))
         return every
@@ -555,8 +528,7 @@ def to_waves(speech: Speech, vocoder: Vocoder, hop: int) -> list[Tensor]:
     mel = F.pad(speech.mel, (0, 1), value=SILENCE)  # n + 1 frames are n hops of sound
     waves = vocoder(mel)
     return [
-        wave[: int(n) * hop].float().cpu()
-        for wave, n in zip(waves, speech.lengths, strict=True)
+        wave[: int(n) * hop].float().cpu() for wave, n in zip(waves, speech.lengths, strict=True)
     ]
 
 
@@ -612,9 +584,7 @@ def mel_cepstra(wave: Tensor, sample_rate: int, order: int = 13) -> Tensor:
     return cepstrum / math.sqrt(2 * front.n_mels)
 
 
-def mel_cepstral_distortion(
-    a: Tensor, b: Tensor, sample_rate: int, order: int = 13
-) -> float:
+def mel_cepstral_distortion(a: Tensor, b: Tensor, sample_rate: int, order: int = 13) -> float:
     """Mel-cepstral distortion in dB between two waves `(time,)` that say the same, warped onto each other.
 
     `10 / ln 10 * sqrt(2 sum (c_k - c'_k)^2)` (Kubichek, 1993), mean over the path of `dtw`. Level does not

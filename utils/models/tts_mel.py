@@ -55,9 +55,7 @@ class SynthesisMel(nn.Module):
     def __init__(self, settings: MelSettings = KATHLEEN) -> None:
         super().__init__()
         s = self.settings = settings
-        self.log_mel = LogMel(
-            s.n_mels, s.sample_rate, s.n_fft, s.window, s.hop, s.f_min, s.f_max
-        )
+        self.log_mel = LogMel(s.n_mels, s.sample_rate, s.n_fft, s.window, s.hop, s.f_min, s.f_max)
         self.register_buffer("hann", torch.hann_window(s.window), persistent=False)
 
     @property
@@ -98,9 +96,7 @@ class SynthesisMel(nn.Module):
         2013). Scaled down where a peak would pass full scale. Raises ValueError for fewer than two frames.
         """
         if mel.shape[-1] < 2:
-            raise ValueError(
-                f"{mel.shape[-1]} frames are no sound: two at least are wanted"
-            )
+            raise ValueError(f"{mel.shape[-1]} frames are no sound: two at least are wanted")
         s, magnitude = self.settings, self.to_linear(mel)
         length = (mel.shape[-1] - 1) * s.hop
         g = torch.Generator().manual_seed(seed)

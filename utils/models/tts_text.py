@@ -211,9 +211,7 @@ def encode_batch(texts: Sequence[str], length: int = 0) -> tuple[Tensor, Tensor]
         raise ValueError("encode_batch needs at least one text")
     longest = max(map(len, every))
     if length and length < longest:
-        raise ValueError(
-            f"a text has {longest} symbols, the batch has room for {length}"
-        )
+        raise ValueError(f"a text has {longest} symbols, the batch has room for {length}")
     out = torch.zeros(len(every), length or longest, dtype=torch.long)
     for row, numbers in zip(out, every, strict=True):
         row[: len(numbers)] = torch.tensor(numbers)

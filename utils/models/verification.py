@@ -29,9 +29,7 @@ def _parted(scores: ArrayLike, same: ArrayLike) -> tuple[np.ndarray, np.ndarray]
     """Scores of same-speaker and of different-speaker trials. Raises ValueError for what has no EER."""
     scores, same = np.asarray(scores), np.asarray(same).astype(bool, copy=False)
     if scores.ndim != 1 or scores.shape != same.shape:
-        raise ValueError(
-            f"one score and one label a trial: {scores.shape} and {same.shape}"
-        )
+        raise ValueError(f"one score and one label a trial: {scores.shape} and {same.shape}")
     target, other = scores[same], scores[~same]
     if not len(target) or not len(other):
         raise ValueError(
@@ -86,9 +84,7 @@ def _between(every: np.ndarray, k: int) -> float:
     return middle if middle > low else high
 
 
-def rates_at(
-    scores: ArrayLike, same: ArrayLike, threshold: float
-) -> tuple[float, float]:
+def rates_at(scores: ArrayLike, same: ArrayLike, threshold: float) -> tuple[float, float]:
     """False alarm rate and miss rate at a threshold that was chosen before, on other speakers."""
     target, other = _parted(scores, same)
     return float((other >= threshold).mean()), float((target < threshold).mean())
@@ -122,15 +118,11 @@ def _resampled_eers(
     scores, same = np.asarray(scores), np.asarray(same, bool)
     speakers = np.asarray(speakers)
     if speakers.shape != (len(scores), 2):
-        raise ValueError(
-            f"two speakers a trial: {speakers.shape} for {len(scores)} trials"
-        )
+        raise ValueError(f"two speakers a trial: {speakers.shape} for {len(scores)} trials")
     names, which = np.unique(speakers, return_inverse=True)
     which = which.reshape(-1, 2)
     order = np.argsort(scores, kind="stable")
-    ordered, same, first, second = (
-        x[order] for x in (scores, same, which[:, 0], which[:, 1])
-    )
+    ordered, same, first, second = (x[order] for x in (scores, same, which[:, 0], which[:, 1]))
     distinct = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
     rng = np.random.default_rng(seed)
     rates = []

@@ -33,14 +33,7 @@ from ..device import autocast, pick_device, seed_everything, synchronize
 from ..features import SAMPLE_RATE
 from ..logger import Run, progress
 from ..speech.corpora import Sentences
-from ..training import (
-    Diverged,
-    History,
-    numbered,
-    resume,
-    save_checkpoint,
-    total_norm,
-)
+from ..training import Diverged, History, numbered, resume, save_checkpoint, total_norm
 from . import ctc
 from .ctc import PAD, SEPARATOR, UNKNOWN, Batch, Errors, Vocabulary
 
@@ -277,9 +270,7 @@ def ctc_losses(
     """
     place = ctc_device(logits.device)
     log_probs = logits.float().log_softmax(-1).transpose(0, 1).to(place)
-    labels, frames, lengths = (
-        t.to(place) for t in (batch.labels, frames, batch.label_lengths)
-    )
+    labels, frames, lengths = (t.to(place) for t in (batch.labels, frames, batch.label_lengths))
     losses = F.ctc_loss(
         log_probs, labels, frames, lengths, blank, "none", zero_infinity=zero_infinity
     )
@@ -289,9 +280,7 @@ def ctc_losses(
 # --- examples, decoding, evaluation -------------------------------------------------------------------
 
 
-def fits(
-    sentences: Sentences, config: Wav2Vec2Config, vocabulary: Vocabulary
-) -> np.ndarray:
+def fits(sentences: Sentences, config: Wav2Vec2Config, vocabulary: Vocabulary) -> np.ndarray:
     """Which utterances have frames enough for their text, so that CTC can learn them: `(utterances,)` of bool."""
     need = [
         max(1, ctc.frames_needed(vocabulary.encode(ctc.normalise(text))))
@@ -351,9 +340,7 @@ class Examples:
 
     def _waves(self, numbers: Sequence[int]) -> Batch:
         recogniser = self.recogniser
-        return ctc.collate(
-            self.sentences, numbers, recogniser.vocabulary, recogniser.device
-        )
+        return ctc.collate(self.sentences, numbers, recogniser.vocabulary, recogniser.device)
 
     def batch(self, numbers: Sequence[int]) -> Batch:
         """These utterances, padded to the longest, on the recogniser's device."""
@@ -411,8 +398,7 @@ def evaluate(
     finally:
         recogniser.train(training)
     outputs = [
-        vocabulary.decode(ctc.collapse(p.argmax(-1).tolist(), vocabulary.blank))
-        for p in log_probs
+        vocabulary.decode(ctc.collapse(p.argmax(-1).tolist(), vocabulary.blank)) for p in log_probs
     ]
     references = [ctc.normalise(text) for text in examples.sentences.texts]
     return Evaluation(
@@ -424,9 +410,7 @@ def evaluate(
 # --- fine-tuning --------------------------------------------------------------------------------------
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "AdamW": functools.partial(
-        torch.optim.AdamW, betas=(0.9, 0.98), weight_decay=0.005
-    ),
+    "AdamW": functools.partial(torch.optim.AdamW, betas=(0.9, 0.98), weight_decay=0.005),
     "RAdam": functools.partial(torch.optim.RAdam, betas=(0.9, 0.98)),
     "SGD": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True),
 }
@@ -478,18 +462,14 @@ class FineTuning:
             raise ValueError("only the output of frozen convolutions can be cached")
         for name, known in ((self.optimizer, OPTIMIZERS), (self.scheduler, SCHEDULES)):
             if name not in known:
-                raise ValueError(
-                    f"{name!r} is unknown: write one of {', '.join(known)}"
-                )
+                raise ValueError(f"{name!r} is unknown: write one of {', '.join(known)}")
 
 
 def freeze_encoder(recogniser: Recogniser, frozen: bool = True) -> None:
     """Whether the convolutions are trained."""
     extractor = recogniser.model.wav2vec2.feature_extractor
     extractor.requires_grad_(not frozen)
-    extractor._requires_grad = (
-        not frozen
-    )  # else the library asks for gradients of the wave
+    extractor._requires_grad = not frozen  # else the library asks for gradients of the wave
 
 
 def make_accelerator():
@@ -592,9 +572,7 @@ def fine_tune(
                 )  # fmt: skip
                 part = per_utterance.sum() * bool(mine) / len(numbers)
                 optimizer.zero_grad(set_to_none=True)
-                accelerator.backward(
-                    part * ranks
-                )  # the processes' gradients are averaged
+                accelerator.backward(part * ranks)  # the processes' gradients are averaged
                 norms.append(total_norm(recogniser))
                 nn.utils.clip_grad_norm_(recogniser.parameters(), settings.clip)
                 rates.append(optimizer.param_groups[0]["lr"])

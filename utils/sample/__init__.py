@@ -15,9 +15,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 
     raw = load_digits()
     x = torch.from_numpy(raw.images).float().div(16).unsqueeze(1)
-    x = torch.nn.functional.interpolate(
-        x, size=(20, 20), mode="bilinear", align_corners=False
-    )
+    x = torch.nn.functional.interpolate(x, size=(20, 20), mode="bilinear", align_corners=False)
     x = torch.nn.functional.pad(x, (4, 4, 4, 4))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     return ((x - x.mean()) / x.std())[order], torch.from_numpy(raw.target).long()[order]

@@ -84,13 +84,7 @@ def read_cifar10_batch(path: Path) -> tuple[np.ndarray, list[int]]:
         with open(path, "rb") as f:
             batch = _ArraysOnly(f, encoding="latin1").load()
         return np.asarray(batch["data"], np.uint8), list(batch["labels"])
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        KeyError,
-        AttributeError,
-        ValueError,
-    ) as e:
+    except (pickle.UnpicklingError, EOFError, KeyError, AttributeError, ValueError) as e:
         raise DataError(
             f"{path.name} is damaged ({type(e).__name__}). Delete {path.parent.name} and run "
             "make fetch DAY=4."
@@ -99,9 +93,7 @@ def read_cifar10_batch(path: Path) -> tuple[np.ndarray, list[int]]:
 
 def _cifar10_content(root: Path) -> bytes:
     """The pixels of all batches: what a copy is known by, however it was packed."""
-    return b"".join(
-        read_cifar10_batch(root / name)[0].tobytes() for name in CIFAR10_BATCHES
-    )
+    return b"".join(read_cifar10_batch(root / name)[0].tobytes() for name in CIFAR10_BATCHES)
 
 
 def speech_commands_folder(root: Path) -> Path | None:
@@ -129,17 +121,13 @@ def recognise_speech_commands(root: Path) -> str | None:
     )
     version = folder.name[-1]
     mark = hashlib.sha256("\n".join(names).encode()).hexdigest()
-    known = {("2", 105_829): "v2-35w", ("1", 64_727): "v1-30w"}.get(
-        (version, len(names))
-    )
+    known = {("2", 105_829): "v2-35w", ("1", 64_727): "v1-30w"}.get((version, len(names)))
     if mark == SPEECH_COMMANDS_V1_9W:
         known = "v1-9w"
     return f"speech_commands_{known or f'v{version}-other-{mark[:8]}'}"
 
 
-SPEECH_COMMANDS_V1_9W = (
-    "374e96c6bb170b61c32c496c5a836eecb81fb736c98995038778cd4cc48bfb7e"
-)
+SPEECH_COMMANDS_V1_9W = "374e96c6bb170b61c32c496c5a836eecb81fb736c98995038778cd4cc48bfb7e"
 """Digest of the clip names of the copy with nine well-filled words, on which the published rows were made."""
 
 
@@ -225,15 +213,10 @@ def _by_names(names: list[str], set_name: str, known: dict[str, str]) -> str | N
 
 
 def _librispeech(part: str, size: int, md5: str, unpacked: int) -> Source:
-    mirrors = (
-        "https://www.openslr.org/resources/12/",
-        "https://us.openslr.org/resources/12/",
-    )
+    mirrors = ("https://www.openslr.org/resources/12/", "https://us.openslr.org/resources/12/")
     return Source(
         name=f"librispeech-{part}",
-        files=(
-            Remote(tuple(f"{m}{part}.tar.gz" for m in mirrors), size, f"md5:{md5}"),
-        ),
+        files=(Remote(tuple(f"{m}{part}.tar.gz" for m in mirrors), size, f"md5:{md5}"),),
         folder="",
         unpacked_bytes=unpacked,
         prints={},
@@ -247,20 +230,10 @@ SOURCES = {
     "mnist": Source(
         name="mnist",
         files=(
-            _mnist(
-                "train-images-idx3-ubyte.gz",
-                9912422,
-                "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-            ),
-            _mnist(
-                "train-labels-idx1-ubyte.gz", 28881, "d53e105ee54ea40749a09fcbcd1e9432"
-            ),
-            _mnist(
-                "t10k-images-idx3-ubyte.gz", 1648877, "9fb629c4189551a2d022fa330f9573f3"
-            ),
-            _mnist(
-                "t10k-labels-idx1-ubyte.gz", 4542, "ec29112dd5afa0611ce80d1b7f02629c"
-            ),
+            _mnist("train-images-idx3-ubyte.gz", 9912422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+            _mnist("train-labels-idx1-ubyte.gz", 28881, "d53e105ee54ea40749a09fcbcd1e9432"),
+            _mnist("t10k-images-idx3-ubyte.gz", 1648877, "9fb629c4189551a2d022fa330f9573f3"),
+            _mnist("t10k-labels-idx1-ubyte.gz", 4542, "ec29112dd5afa0611ce80d1b7f02629c"),
         ),
         folder="MNIST/raw",
         unpacked_bytes=54_950_048,
@@ -355,9 +328,7 @@ SOURCES = {
 def source(name: str) -> Source:
     """The entry of this name. Raises DataError for a name that is not in the list."""
     if name not in SOURCES:
-        raise DataError(
-            f"No data set is called {name!r}; there are: {', '.join(SOURCES)}."
-        )
+        raise DataError(f"No data set is called {name!r}; there are: {', '.join(SOURCES)}.")
     return SOURCES[name]
 
 

@@ -68,9 +68,7 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def download(
-    remote: Remote, folder: Path, timeout: float = 20.0, bar: bool = True
-) -> Path:
+def download(remote: Remote, folder: Path, timeout: float = 20.0, bar: bool = True) -> Path:
     """Fetch `remote` into `folder` and return its path.
 
     A complete file with the right checksum is left alone. A transfer that broke off leaves a
@@ -100,9 +98,7 @@ def download(
     )
 
 
-def _from_mirror(
-    url: str, remote: Remote, part: Path, timeout: float, bar: bool
-) -> str | None:
+def _from_mirror(url: str, remote: Remote, part: Path, timeout: float, bar: bool) -> str | None:
     """Try one mirror; None when `part` is complete and right, else the reason why not."""
     reason = "not tried"
     for _ in range(TRIES_PER_MIRROR):
@@ -147,10 +143,7 @@ def _transfer(url: str, remote: Remote, part: Path, timeout: float, bar: bool) -
             return
         part.unlink()
         have = 0
-    headers = {
-        "User-Agent": "ml_speech_learning",
-        **({"Range": f"bytes={have}-"} if have else {}),
-    }
+    headers = {"User-Agent": "ml_speech_learning", **({"Range": f"bytes={have}-"} if have else {})}
     request = urllib.request.Request(url, headers=headers)
     with urllib.request.urlopen(request, timeout=timeout) as response:
         if response.status != 206:
@@ -198,9 +191,7 @@ def unpack(archive: Path, folder: Path, limit: int) -> None:
                     out.write(chunk)
         _merge(scratch, folder)
     except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError) as e:
-        raise DataError(
-            f"{archive.name} is damaged ({e}). Delete it and fetch again."
-        ) from e
+        raise DataError(f"{archive.name} is damaged ({e}). Delete it and fetch again.") from e
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(
@@ -251,12 +242,7 @@ def _members(archive: Path) -> Iterator[tuple[PurePosixPath, BinaryIO]]:
 
 def _safe_name(name: str, archive: Path) -> PurePosixPath:
     path = PurePosixPath(name.replace("\\", "/"))
-    if (
-        not path.parts
-        or path.is_absolute()
-        or ".." in path.parts
-        or path.parts[0].endswith(":")
-    ):
+    if not path.parts or path.is_absolute() or ".." in path.parts or path.parts[0].endswith(":"):
         raise DataError(
             f"{archive.name} wants to write outside its folder ({name!r}) and was refused: "
             "nothing was unpacked. Fetch it again from the original site."

@@ -87,9 +87,9 @@ def add_noise(wave: Tensor, noise: Tensor, snr_db: Tensor | float) -> Tensor:
     noise = noise.to(wave).expand_as(wave)
     speech_power = wave.square().mean(1, keepdim=True)
     noise_power = noise.square().mean(1, keepdim=True)
-    gain = (
-        (speech_power / noise_power.clamp(min=1e-20)).sqrt() * 10 ** (-snr / 20)
-    ).masked_fill(noise_power <= 0, 0)
+    gain = ((speech_power / noise_power.clamp(min=1e-20)).sqrt() * 10 ** (-snr / 20)).masked_fill(
+        noise_power <= 0, 0
+    )
     return wave + gain * noise
 
 
@@ -99,9 +99,7 @@ def joined(noises: Mapping[str, Tensor]) -> Tensor:
     return 0.1 * torch.cat(parts) if parts else torch.zeros(0)
 
 
-def noise_segments(
-    noise: Tensor, batch: int, length: int, generator: torch.Generator
-) -> Tensor:
+def noise_segments(noise: Tensor, batch: int, length: int, generator: torch.Generator) -> Tensor:
     """`batch` random stretches of `length` samples from one long noise `(time,)`: `(batch, length)`.
 
     Raises ValueError when the noise is shorter than `length`.
@@ -129,9 +127,7 @@ def spec_augment(
     for size, most, axis in ((channels, frequency, 1), (frames, time, 2)):
         position = torch.arange(size)[None]
         for _ in range(masks if most > 0 else 0):
-            width = torch.randint(
-                0, min(most, size) + 1, (batch, 1), generator=generator
-            )
+            width = torch.randint(0, min(most, size) + 1, (batch, 1), generator=generator)
             start = torch.rand(batch, 1, generator=generator) * (size - width + 1)
             inside = (position >= start.floor()) & (position < start.floor() + width)
             hidden |= inside.unsqueeze(3 - axis)

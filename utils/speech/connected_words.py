@@ -40,9 +40,7 @@ def draw_sequences(
     for _ in range(count):
         wanted, chosen = rng.randint(*words), []
         while len(chosen) < wanted:
-            left = sorted(
-                set(by_speaker[rng.choices(speakers, weights)[0]]) - set(chosen)
-            )
+            left = sorted(set(by_speaker[rng.choices(speakers, weights)[0]]) - set(chosen))
             chosen += rng.sample(left, min(len(left), wanted - len(chosen)))
         rng.shuffle(chosen)
         sequences.append(chosen)
@@ -134,10 +132,7 @@ def _gap(rng: np.random.Generator, rms: Tensor) -> Tensor:
 
 
 def connected_words(
-    profile: str,
-    train: int | None = None,
-    labels: float = 1.0,
-    words: Words | None = None,
+    profile: str, train: int | None = None, labels: float = 1.0, words: Words | None = None
 ) -> Corpus:
     """Spoken words in a row, 3 to 6, no speaker in two parts: the corpus `NAME-connected`.
 

@@ -14,14 +14,7 @@ import torch
 from .. import data, days
 from ..data import DataError, Part
 from ..days import ROOT, check_profile
-from ..features import (
-    SAMPLE_RATE,
-    as_float,
-    fixed_length,
-    read_audio,
-    resample,
-    to_level,
-)
+from ..features import SAMPLE_RATE, as_float, fixed_length, read_audio, resample, to_level
 from ..sources import catalogue
 from ..sources.catalogue import SPLITS, read_lines
 from .pack import Item, pack, to_int16
@@ -45,9 +38,7 @@ class Clips(Part):
         return Clips(self.x.to(device), self.y.to(device), self.names, self.speakers)
 
     def take(self, index: torch.Tensor | slice) -> Clips:
-        numbers = np.arange(len(self))[
-            index.cpu().numpy() if torch.is_tensor(index) else index
-        ]
+        numbers = np.arange(len(self))[index.cpu().numpy() if torch.is_tensor(index) else index]
         return Clips(
             self.x[index],
             self.y[index],
@@ -107,12 +98,8 @@ def speech_commands(profile: str) -> Words:
         }
         classes = sorted(NINE_WORDS)
     else:
-        held_out = {
-            p: read_lines(folder / f"{p}_list.txt") for p in ("validation", "testing")
-        }
-        every = sorted(
-            f"{clip.parent.name}/{clip.name}" for clip in folder.glob("[!_]*/*.wav")
-        )
+        held_out = {p: read_lines(folder / f"{p}_list.txt") for p in ("validation", "testing")}
+        every = sorted(f"{clip.parent.name}/{clip.name}" for clip in folder.glob("[!_]*/*.wav"))
         away = {name for names in held_out.values() for name in names}
         lists = {
             "train": [name for name in every if name not in away],
@@ -137,13 +124,8 @@ def speech_commands(profile: str) -> Words:
         y = torch.tensor([number[label] for label in packed.labels])
         x = packed.batch(range(len(packed)), SAMPLE_RATE)
         parts.append(Clips(x, y, packed.names, packed.speakers))
-    noises = {
-        p.stem: read_audio(p)
-        for p in sorted((folder / "_background_noise_").glob("*.wav"))
-    }
-    name = (
-        f"{found.rsplit('-', 1)[0]}-{len(classes)}w" if "other" not in found else found
-    )
+    noises = {p.stem: read_audio(p) for p in sorted((folder / "_background_noise_").glob("*.wav"))}
+    name = f"{found.rsplit('-', 1)[0]}-{len(classes)}w" if "other" not in found else found
     return Words(
         name, *parts, classes,
         {n: noises[n] for n in TRAIN_NOISES if n in noises},
@@ -178,9 +160,7 @@ def sample_words() -> Words:
     parts = []
     for some in (voices[:38], voices[38:46], voices[46:]):
         rows = [row for row in index if row["voice"] in some]
-        waves = [
-            samples[int(r["start"]) : int(r["start"]) + int(r["length"])] for r in rows
-        ]
+        waves = [samples[int(r["start"]) : int(r["start"]) + int(r["length"])] for r in rows]
         x = torch.stack([fixed_length(torch.from_numpy(w), SAMPLE_RATE) for w in waves])
         y = torch.tensor([classes.index(row["text"]) for row in rows])
         names = [f"{row['text']}/{row['voice']}" for row in rows]
@@ -226,9 +206,7 @@ class Sentences:
     ) -> Sentences:
         """From int16 waves `(time,)`, one after another; without `names` they are numbered."""
         if not len(waves) == len(texts) == len(speakers):
-            raise ValueError(
-                f"{len(waves)} waves, {len(texts)} texts and {len(speakers)} speakers"
-            )
+            raise ValueError(f"{len(waves)} waves, {len(texts)} texts and {len(speakers)} speakers")
         lengths = np.array([len(w) for w in waves], np.int64)
         samples = np.concatenate([*waves, np.zeros(0, np.int16)]).astype(np.int16)
         names = list(names or (str(i) for i in range(len(waves))))
@@ -240,9 +218,7 @@ class Sentences:
         """Several parts of one rate as one. Raises ValueError for several rates."""
         rates = {part.rate for part in parts}
         if len(rates) != 1:
-            raise ValueError(
-                f"parts at {sorted(rates)} Hz: bring them to one rate first"
-            )
+            raise ValueError(f"parts at {sorted(rates)} Hz: bring them to one rate first")
         return cls.of(
             [part.wave(i) for part in parts for i in range(len(part))],
             [text for part in parts for text in part.texts],
@@ -299,15 +275,9 @@ class Sentences:
         waves = [self.wave(i) for i in range(len(self))]
         return torch.from_numpy(np.concatenate([*waves, np.zeros(0, np.int16)]))
 
-    def packed(
-        self, device: torch.device
-    ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    def packed(self, device: torch.device) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
         """`joined` on a device, and where each utterance begins in it and how long it is (samples)."""
-        return (
-            self.joined().to(device),
-            self.lengths.cumsum() - self.lengths,
-            self.lengths,
-        )
+        return (self.joined().to(device), self.lengths.cumsum() - self.lengths, self.lengths)
 
 
 @dataclass
@@ -335,8 +305,7 @@ def librispeech(profile: str) -> Corpus:
     found = {p: data.require(f"librispeech_{p}") for p in ("dev", "test")}
     root = data.data_root()
     lists = {
-        p: read_lines(SPLITS / f"librispeech_{p}.txt")
-        for p in ("train", "validation", "test")
+        p: read_lines(SPLITS / f"librispeech_{p}.txt") for p in ("train", "validation", "test")
     }
     if profile == "full":
         dev = catalogue.librispeech_names(root, "dev-clean")
@@ -377,16 +346,12 @@ def kathleen(profile: str) -> Corpus:
         return _sample_sentences("text", (130, 140))
     found = data.require("kathleen")
     files = catalogue.kathleen_files(data.data_root())
-    lists = {
-        p: read_lines(SPLITS / f"kathleen_{p}.txt") for p in ("validation", "test")
-    }
+    lists = {p: read_lines(SPLITS / f"kathleen_{p}.txt") for p in ("validation", "test")}
     held_out = {files[n][0] for names in lists.values() for n in names if n in files}
     train = [name for name, (text, _) in files.items() if text not in held_out]
     parts = []
     for part, names in {"train": train, **lists}.items():
-        items = [
-            Item(n, files[n][1], files[n][0], "kathleen") for n in names if n in files
-        ]
+        items = [Item(n, files[n][1], files[n][0], "kathleen") for n in names if n in files]
         _check_complete(items, names, part, data.data_root() / "kathleen", day=11)
         parts.append(_packed(f"{found}_{part}", items, KATHLEEN_RATE))
     return Corpus(found, *parts, found)
@@ -409,9 +374,7 @@ def _check_complete(
 def _packed(stem: str, items: Sequence[Item], rate: int = SAMPLE_RATE) -> Sentences:
     """The pack of these items, whose labels are the texts, as Sentences."""
     p = pack(packs() / f"{stem}.pack", items, rate)
-    return Sentences(
-        p.samples, p.starts, p.lengths, p.labels, p.speakers, p.names, rate
-    )
+    return Sentences(p.samples, p.starts, p.lengths, p.labels, p.speakers, p.names, rate)
 
 
 def _sample_sentences(by: str, ends: tuple[int, int]) -> Corpus:
@@ -426,11 +389,7 @@ def _sample_sentences(by: str, ends: tuple[int, int]) -> Corpus:
     )  # fmt: skip
     order = {key: i for i, key in enumerate(dict.fromkeys(row[by] for row in index))}
     number = np.array([order[row[by]] for row in index])
-    masks = (
-        number < ends[0],
-        (number >= ends[0]) & (number < ends[1]),
-        number >= ends[1],
-    )
+    masks = (number < ends[0], (number >= ends[0]) & (number < ends[1]), number >= ends[1])
     name = "sample-sentences"
     return Corpus(name, *(every.take(mask) for mask in masks), name)
 
@@ -459,8 +418,7 @@ def noises(profile: str) -> Noises:
         words = sample_words()
         train, test = words.train_noise, words.test_noise
         return Noises(
-            "sample-noise",
-            *({k: to_level(v, -20.0) for k, v in n.items()} for n in (train, test)),
+            "sample-noise", *({k: to_level(v, -20.0) for k, v in n.items()} for n in (train, test))
         )
     found = data.require("noise")
     files = catalogue.noise_files(data.data_root())

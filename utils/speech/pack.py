@@ -74,10 +74,7 @@ def fingerprint(items: Sequence[Item], sample_rate: int) -> str:
 
 
 def pack(
-    target: Path,
-    items: Sequence[Item],
-    sample_rate: int = SAMPLE_RATE,
-    bar: bool = True,
+    target: Path, items: Sequence[Item], sample_rate: int = SAMPLE_RATE, bar: bool = True
 ) -> Pack:
     """The pack at `target`, written first where it is not there or not of these files.
 
