@@ -377,13 +377,21 @@ def clone(
     return wave
 
 
-if __name__ == "__main__":
+def main(argv: list[str] | None = None) -> int:
+    """Write the files of `audio/` and name them; 2 with a message where weights are missing."""
     arguments = argparse.ArgumentParser(
         description="Write the files of audio/ from text and weights."
     )
     arguments.add_argument("--profile", choices=days.PROFILES, default="study")
     try:
-        for file in publish(arguments.parse_args().profile):
-            print(f"{file.name}: {file.stat().st_size / 1e3:.0f} kB")
+        written = publish(arguments.parse_args(argv).profile)
     except FileNotFoundError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        return 2
+    for file in written:
+        print(f"{file.name}: {file.stat().st_size / 1e3:.0f} kB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -44,7 +44,6 @@ from Day14_Enhancement.train import (
     train_enhancer,
     validation_quality,
 )
-from tools.sweep import sweep_of
 from utils import data, tuning
 from utils.features import SAMPLE_RATE, fixed_length
 from utils.logger import RunLogger, read_table
@@ -444,7 +443,6 @@ def test_a_small_training_learns_and_resumes(sentences, tmp_path):
 
 def test_the_searches_leave_rows(sentences, tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
-    assert sweep_of(14) is day14
     samples, starts, lengths = packed(sentences)
     noises = {"hiss": noise(60_000)}
     mixed = fixed_mixtures(sentences, noises, (day14_search.SNR_DB,), seconds=1.5)

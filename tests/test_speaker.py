@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tools.pretrain import pretrain
 from torch.nn import functional as F
 
 from Day13_Speaker_Verification import train as day13_train
@@ -22,7 +21,6 @@ from Day13_Speaker_Verification.ecapa_speechbrain import load_ecapa, save_random
 from Day13_Speaker_Verification.train import fit_own
 from Day13_Speaker_Verification.verify import agreement, calibrate_encoder, verify
 from Day14_Enhancement.search import voice_directions
-from tools.__main__ import main
 from utils import days
 from utils.features import SAMPLE_RATE, AudioError
 from utils.logger import read_table
@@ -47,7 +45,7 @@ from utils.models.ge2e import (
 )
 from utils.speech.augment import reverberate, room_response
 from utils.speech.corpora import librispeech, read_sample
-from utils.training import count_parameters, load_weights
+from utils.training import count_parameters, load_weights, training_command
 
 
 def gen(seed: int = 0) -> torch.Generator:
@@ -499,8 +497,9 @@ def test_the_classifier_gives_cosines():
 def test_the_shipped_encoder_is_made_by_one_command(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
     path = tmp_path / "e.safetensors"
-    command = ["pretrain", "--day", "13", "--profile", "quick", "--seed", "3", "--output"]
-    assert main([*command, str(path)]) == 0
+    jobs = {"": (day13_train.weights_path, day13_train.train_own)}
+    command = ["--profile", "quick", "--seed", "3", "--output", str(path)]
+    assert training_command(jobs, command) == 0
     settings = day13_train.OWN["quick"]
     encoder = ecapa_tdnn.SpeakerNet(settings.channels)
     before = encoder.first[0].weight.detach().clone()
@@ -513,8 +512,6 @@ def test_the_shipped_encoder_is_made_by_one_command(tmp_path, monkeypatch):
     day = days.get(13)
     (row,) = read_table(day.output("quick") / f"{day.name}_params.csv")
     assert float(row["val_eer"]) == pytest.approx(card["metric"]["val_eer"], abs=1e-3)
-    with pytest.raises(ValueError, match="Day 7 ships no weights"):
-        pretrain(7, "quick", 0, None, "")
 
 
 def test_training_voices_are_nobody_that_is_tested():

@@ -42,6 +42,7 @@ from utils.models.wav2vec2_ctc import (
     tiny_config,
 )
 from utils.speech.corpora import Sentences
+from utils.training import training_command
 
 ROOT = Path(__file__).resolve().parent.parent
 TONES = {"A": 400, "B": 900, "C": 1700, " ": 0}
@@ -608,8 +609,11 @@ def test_negatives_are_other_hidden_frames_of_the_same_crop():
 def test_the_command_pretrains_and_the_sweep_fine_tunes(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
     weights_file = tmp_path / "small.safetensors"
-    command = ["pretrain", "--profile", "quick", "--steps", "4"]
-    assert main([*command, "--output", str(weights_file)]) == 0
+    few = replace(day09_pretrain.PRETRAINING["quick"], steps=4)
+    monkeypatch.setitem(day09_pretrain.PRETRAINING, "quick", few)
+    jobs = {"": (day09_pretrain.weights_path, day09_pretrain.pretrain_small)}
+    command = ["--profile", "quick", "--output", str(weights_file)]
+    assert training_command(jobs, command) == 0
     assert "perplexity" in capsys.readouterr().out
     card = json.loads(weights_file.with_suffix(".json").read_text())
     assert set(card["hours"]) == {"sample-sentences", "sample-words"}
