@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from tools.results import Row
 from utils import days
 from utils.logger import cell, read_table, write_table
 from utils.metrics import spread
+
+Row = dict[str, str]
 
 COLUMNS = (
     "day", "project", "role", "dataset", "best_config", "metric", "value", "spread", "runs",
