@@ -117,11 +117,11 @@ def objective(log: RunLogger, words: Words, sampler: str, epochs: int) -> Callab
         with log.run(role="sweep", sampler=sampler, trial=trial.number, **settings) as run:
             model, history = train(words, settings, epochs, seed=0, run=run, stop=stop, bar=False)
             last = history.epochs[-1]
-            run.result(final_loss=last["train_loss"], grad_norm=last["grad_norm"])
-            run.result(val_loss=last["val_loss"], val_accuracy=last["val_accuracy"])
-            run.result(state="pruned" if pruned else "complete", epochs=last["epoch"])
+            run.log_metrics(final_loss=last["train_loss"], grad_norm=last["grad_norm"])
+            run.log_metrics(val_loss=last["val_loss"], val_accuracy=last["val_accuracy"])
+            run.log_metrics(state="pruned" if pruned else "complete", epochs=last["epoch"])
             curve = " ".join(f"{v:.4f}" for v in history.column("val_accuracy"))
-            run.result(n_params=count_parameters(model), val_curve=curve)
+            run.log_metrics(n_params=count_parameters(model), val_curve=curve)
         if pruned:
             raise optuna.TrialPruned
         return score(last)

@@ -260,7 +260,7 @@ def material(profile: str) -> tuple[Words, Corpus, RunLogger]:
 def test(recogniser: Recogniser, corpus: Corpus, run: Run) -> None:
     """Word errors on the committed test sequences, by greedy decoding, into the row."""
     found = evaluate(recogniser, corpus.test).errors
-    run.result(
+    run.log_metrics(
         wer=found.wer, cer=found.cer, accuracy=found.word_accuracy, decoder="greedy",
         substitutions=found.substitutions, deletions=found.deletions, insertions=found.insertions,
     )  # fmt: skip
@@ -284,7 +284,7 @@ def cell(
     with run:
         recogniser, history = train(profile, init, labels, words, corpus, seed, run=run, bar=False)
         heard = connected_words.share_of_speakers(words.train, labels).speakers
-        run.result(**results(recogniser, history, heard))
+        run.log_metrics(**results(recogniser, history, heard))
         test(recogniser, corpus, run)
         if labels == 1.0:
             keep(shipped(profile, init), log, recogniser, history, recipe, init, seed)
@@ -353,7 +353,7 @@ def _train_and_keep(
     chosen = configuration(profile, task, init, 1.0, recipe)
     with log.run(role="sweep", seed=seed, **chosen) as run:
         recogniser, history = train(profile, init, 1.0, words, corpus, seed, recipe, run=run, **how)
-        run.result(**results(recogniser, history, words.train.speakers))
+        run.log_metrics(**results(recogniser, history, words.train.speakers))
     keep(path, log, recogniser, history, recipe, init, seed)
     return history
 
@@ -371,11 +371,11 @@ def record_tested(
         run.earlier_seconds = card["seconds"]
         machine = card["machine"].split(" · ")[0]
         run.note = f"trained on {machine} at {card['commit']}"
-        run.result(**{k: before.get(k, "") for k in left}, epochs=len(card["curve"]))
-        run.result(final_loss=end["train_loss"], grad_norm=end["grad_norm"])
+        run.log_metrics(**{k: before.get(k, "") for k in left}, epochs=len(card["curve"]))
+        run.log_metrics(final_loss=end["train_loss"], grad_norm=end["grad_norm"])
         validated = ("val_loss", "val_wer", "val_cer", "val_blanks")
-        run.result(**{k: end[k] for k in validated})
-        run.result(
+        run.log_metrics(**{k: end[k] for k in validated})
+        run.log_metrics(
             wer=found.wer, cer=found.cer, accuracy=found.word_accuracy, decoder="greedy",
             wer_low=interval.low, wer_high=interval.high,
         )  # fmt: skip
@@ -404,7 +404,7 @@ def train_sentences(profile: str, path: Path, seed: int = 0) -> History:
         recogniser = build(profile, init, seed, recipe.mask, recipe.dropout)
         lessons = [shortest] * recipe.short + [train] * recipe.long
         history = fine_tune(recogniser, lessons, corpus.validation, settings, seed=seed, run=run)
-        run.result(**results(recogniser, history, train.speakers))
+        run.log_metrics(**results(recogniser, history, train.speakers))
     keep(path, log, recogniser, history, recipe, init, seed, "whole sentences")
     return history
 

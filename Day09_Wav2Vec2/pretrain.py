@@ -34,8 +34,8 @@ from utils.speech import corpora
 from utils.training import (
     Diverged,
     History,
+    as_epoch_kwargs,
     load_weights,
-    numbered,
     resume,
     save_checkpoint,
     save_weights,
@@ -284,7 +284,7 @@ def pretrain(
             for name, values in numbers.items():
                 history.steps.setdefault(name, []).extend(values.tolist())
             if run:
-                run.steps(first, {k: v.tolist() for k, v in numbers.items()})
+                run.log_steps(first, {k: v.tolist() for k, v in numbers.items()})
             if not torch.isfinite(numbers["loss"]).all():
                 raise Diverged(f"the loss is not finite near step {last}: a lower lr?")
             entry = {"epoch": period + 1, "step": last}
@@ -292,7 +292,7 @@ def pretrain(
             entry |= {"lr": scheduler.get_last_lr()[0], "seconds": round(seconds, 3)}
             history.epochs.append(entry)
             if run:
-                run.epoch(**numbered(entry))
+                run.log_epoch(**as_epoch_kwargs(entry))
             if checkpoint:
                 save_checkpoint(checkpoint, model, optimizer, scheduler, history)
             if stop and stop(entry):
@@ -348,8 +348,8 @@ def pretrain_small(profile: str, path: Path, seed: int = 0, steps: int | None = 
     with log.run(role="sweep", seed=seed, model=path.stem, task="pretraining", **chosen) as run:
         history = pretrain(model, sound.to(device), settings, seed=seed, run=run)
         end = history.epochs[-1]
-        run.result(n_params=size, final_loss=end["loss"], grad_norm=end["grad_norm"])
-        run.result(contrastive=end["contrastive"], perplexity=end["perplexity"])
+        run.log_metrics(n_params=size, final_loss=end["loss"], grad_norm=end["grad_norm"])
+        run.log_metrics(contrastive=end["contrastive"], perplexity=end["perplexity"])
     card = training_card(
         log, history, settings, seed, model=path.stem, n_params=size, hours=hours,
         what="wav2vec 2.0 pretrained without labels",

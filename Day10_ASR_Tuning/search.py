@@ -160,7 +160,7 @@ def objective(
                 name: " ".join(f"{v:.4f}" for v in history.column(column))
                 for name, column in (("val_curve", "val_wer"), ("loss_curve", "train_loss"))
             }  # fmt: skip
-            run.result(
+            run.log_metrics(
                 model="wav2vec2-tiny" if profile == "quick" else "wav2vec2-small",
                 task="connected words", decoder="greedy", epochs=last["epoch"],
                 state="pruned" if pruned else "complete", **curves,

@@ -271,7 +271,7 @@ def _train_synthesizer(part: str, profile: str, path: Path, seed: int) -> Histor
         )  # fmt: skip
         end, kept = _keep_best(best, loss, history, settings.every, run)
         judged = ("diagonality", "free_diagonality", "free_stopped")
-        run.result(**{k: end[f"val_{k}"] for k in judged})
+        run.log_metrics(**{k: end[f"val_{k}"] for k in judged})
     card = training_card(
         log, history, settings, seed, n_params=count_parameters(model),
         what="synthesizer conditioned on d-vectors", data=begun.name, sentences=len(data), kept_step=kept,
@@ -298,9 +298,9 @@ def _keep_best(
     end = min(history.epochs, key=lambda e: e["val_loss"])
     kept = end["epoch"] * every
     run.note = f"weights of step {kept}, the lowest loss on validation"
-    run.result(final_loss=end["train_loss"], grad_norm=end["grad_norm"])
-    run.result(val_loss=end["val_loss"], val_mel=end["val_mel"])
-    run.result(n_params=count_parameters(loss))
+    run.log_metrics(final_loss=end["train_loss"], grad_norm=end["grad_norm"])
+    run.log_metrics(val_loss=end["val_loss"], val_mel=end["val_mel"])
+    run.log_metrics(n_params=count_parameters(loss))
     return end, kept
 
 
@@ -342,8 +342,8 @@ def _train_vocoder(part: str, profile: str, path: Path, seed: int) -> History:
             validate=validate, run=run,
         )  # fmt: skip
         end = history.epochs[-1]
-        run.result(final_loss=end["train_loss"], grad_norm=end["grad_norm"])
-        run.result(val_loss=end["val_loss"], n_params=count_parameters(loss))
+        run.log_metrics(final_loss=end["train_loss"], grad_norm=end["grad_norm"])
+        run.log_metrics(val_loss=end["val_loss"], n_params=count_parameters(loss))
     hours = sum(map(len, sounds)) / SAMPLE_RATE / 3600
     card = training_card(
         log, history, settings, seed, n_params=count_parameters(loss),

@@ -193,7 +193,7 @@ def objective(log: RunLogger, data: Material, budget: dict) -> Callable[[Trial],
         with log.run(role="sweep", trial=trial.number, **settings) as run:
             loss, history, watch = train(data, settings, budget, run=run)
             found = results(history, budget["every"])
-            run.result(
+            run.log_metrics(
                 **found, n_params=count_parameters(loss), audio_quality=distortion(data, loss),
                 quality_metric=QUALITY.format("validation"),
             )  # fmt: skip

@@ -89,8 +89,8 @@ def train_own(profile: str, path: Path, seed: int = 0) -> History:
         encoder, history = fit_own(profile, voices, validate, seed, run=run)
         end = history.epochs[-1]
         size = count_parameters(encoder)
-        run.result(n_params=size, speakers=len(set(voices.speakers)), loss=end["train_loss"])
-        run.result(val_eer=end["val_eer"], grad_norm=end["grad_norm"])
+        run.log_metrics(n_params=size, speakers=len(set(voices.speakers)), loss=end["train_loss"])
+        run.log_metrics(val_eer=end["val_eer"], grad_norm=end["grad_norm"])
     card = training_card(
         log, history, settings, seed, model="SpeakerNet", n_params=size, data=voices.name,
         what="speaker encoder trained from random weights with AAM-softmax",

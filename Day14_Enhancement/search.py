@@ -241,7 +241,7 @@ def objective(
             if study == "verifier":
                 measured["similarity"] = last["val_similarity"]
             name = "val_stoi" if study == "enhancer" else "val_eer"
-            run.result(
+            run.log_metrics(
                 **measured | {"epochs": last["epoch"], "snr_db": SNR_DB},
                 steps=len(history.steps["loss"]),
                 final_loss=last["train_loss"], n_params=count_parameters(model),

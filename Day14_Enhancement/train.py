@@ -361,8 +361,8 @@ def train_own(profile: str, path: Path, seed: int = 0) -> History:
         end = history.epochs[-1]
         end |= {f"val_{k}": v for k, v in validate(model).items()}
         size = count_parameters(model)
-        run.result(n_params=size, final_loss=end["train_loss"], grad_norm=end["grad_norm"])
-        run.result(**{k: end[k] for k in ("val_si_sdr", "val_gain", "val_stoi")}, snr_db=5.0)
+        run.log_metrics(n_params=size, final_loss=end["train_loss"], grad_norm=end["grad_norm"])
+        run.log_metrics(**{k: end[k] for k in ("val_si_sdr", "val_gain", "val_stoi")}, snr_db=5.0)
     card = training_card(
         log, history, settings, seed, model="Enhancer", n_params=size, data=log.dataset,
         what="causal enhancement by a complex mask", snr_db=(-5, 20),

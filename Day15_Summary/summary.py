@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from utils import days
-from utils.logger import cell, read_table, write_table
+from utils.logger import format_cell, read_table, write_table
 from utils.metrics import spread
 
 Row = dict[str, str]
@@ -127,7 +127,7 @@ def _row(day: days.Day, role: str, metric: str, rows: Sequence[Row], runs: int) 
         "trained_in": kinds("profile"), "device": kinds("device"), "commit": kinds("commit"),
         "seconds": spread(numbers(rows, "seconds")).mean,
     }  # fmt: skip
-    return {name: cell(row[name]) for name in COLUMNS}
+    return {name: format_cell(row[name]) for name in COLUMNS}
 
 
 def of_day(day: days.Day, rows: Sequence[Row]) -> list[Row]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from Day04_CIFAR10.fast_cnn import FastCNN
 from utils import data
-from utils.data import Batches, Part, random_flip, random_shift
+from utils.data import Batches, Split, random_flip, random_shift
 from utils.device import pick_device, seed_everything
 from utils.models.cifar_cnn import SmallCNN
 from utils.sources import catalogue
@@ -73,7 +73,7 @@ def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return random_shift(random_flip(x, generator), generator, pixels=2)
 
 
-def stock_race(test: Part) -> tuple[float, float, bool]:
+def stock_race(test: Split) -> tuple[float, float, bool]:
     """Plain CNN, Adam, per-image transforms."""
     device = test.y.device
     seed_everything(0)
@@ -101,7 +101,7 @@ SIZES = (24, 24, 32, 32)
 """Height and width in pixels of the training images, for each epoch."""
 
 
-def our_race(train: Part, test: Part, seed: int) -> tuple[float, float, bool]:
+def our_race(train: Split, test: Split, seed: int) -> tuple[float, float, bool]:
     """A narrow FastCNN with its whitening fixed, one cycle over the epochs of SIZES, mixed precision."""
     device = test.y.device
     seed_everything(seed)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from utils.data import Part
+from utils.data import Split
 from utils.device import autocast, synchronize
 from utils.training import evaluate
 
@@ -93,7 +93,7 @@ def forever(batches: Callable[[], Iterator]) -> Iterator:
 def race(
     epoch: Callable[[int], None],
     model: nn.Module,
-    test: Part,
+    test: Split,
     goal: float,
     epochs: int,
     cap: float = CAP_SECONDS,

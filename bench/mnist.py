@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from utils import data
-from utils.data import Batches, Part
+from utils.data import Batches, Split
 from utils.device import pick_device, seed_everything
 from utils.models.mnist_cnn import MnistCNN
 
@@ -49,7 +49,7 @@ def stock_loader() -> torch.utils.data.DataLoader:
     return torch.utils.data.DataLoader(images, batch_size=64, shuffle=True)
 
 
-def stock_race(test: Part, epochs: int = 14) -> tuple[float, float, bool]:
+def stock_race(test: Split, epochs: int = 14) -> tuple[float, float, bool]:
     """The stock recipe's race."""
     device = test.y.device
     seed_everything(0)
@@ -68,7 +68,9 @@ def stock_race(test: Part, epochs: int = 14) -> tuple[float, float, bool]:
     return race(epoch, model, test, GOAL, epochs)
 
 
-def our_race(train: Part, test: Part, seed: int = 0, epochs: int = 2) -> tuple[float, float, bool]:
+def our_race(
+    train: Split, test: Split, seed: int = 0, epochs: int = 2
+) -> tuple[float, float, bool]:
     """Resident data, Day 3's network, AdamW with one cycle over two epochs, mixed precision."""
     device = test.y.device
     seed_everything(seed)
@@ -86,7 +88,7 @@ def run() -> list[Claim]:
     """Both claims on the real MNIST; fetches it where it is missing."""
     device = pick_device()
     images = data.mnist("study").to(device)
-    train = Part(
+    train = Split(
         torch.cat([images.train.x, images.validation.x]),
         torch.cat([images.train.y, images.validation.y]),
     )

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from Day07_Speech_Commands.networks import TCResNet
 from utils import data
-from utils.data import Batches, Part
+from utils.data import Batches, Split
 from utils.device import pick_device, seed_everything, synchronize
 from utils.features import SAMPLE_RATE, LogMel, as_float, fixed_length, resample
 from utils.models.keyword_net import KeywordNet
@@ -151,7 +151,7 @@ def stock_race(words: corpora.Words, folder: Path) -> tuple[float, float, bool]:
         schedule.step()
 
     slow = resample(as_float(words.test.x), SAMPLE_RATE, 8000).unsqueeze(1)
-    return race(epoch, model, Part(slow, words.test.y), GOAL, epochs=1000)
+    return race(epoch, model, Split(slow, words.test.y), GOAL, epochs=1000)
 
 
 def our_race(words: corpora.Words, seed: int, epochs: int = 5) -> tuple[float, float, bool]:

@@ -241,10 +241,10 @@ def test_the_race_stops_at_the_goal_and_at_the_cap():
     import torch
 
     from bench import measure, mnist
-    from utils.data import Part
+    from utils.data import Split
 
     answers = torch.nn.Linear(10, 10, bias=False)
-    part = Part(torch.eye(10), torch.arange(10))
+    part = Split(torch.eye(10), torch.arange(10))
 
     def learn(epoch):
         if epoch == 1:

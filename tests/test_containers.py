@@ -188,7 +188,7 @@ def test_a_killed_day_goes_on(tmp_path, monkeypatch):
 
     from tools.run import execute_resuming
     from utils import days
-    from utils.data import Batches, Part
+    from utils.data import Batches, Split
     from utils.logger import RunLogger
     from utils.training import fit
 
@@ -198,7 +198,7 @@ def test_a_killed_day_goes_on(tmp_path, monkeypatch):
     def day_of_two_runs(day, profile):
         log = RunLogger(2, "quick", "sample-x", torch.device("cpu"), ("lr", "accuracy"))
         x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
-        part = Part(x, (x[:, 0] > 0).long())
+        part = Split(x, (x[:, 0] > 0).long())
         for lr in (0.1, 0.2):
             torch.manual_seed(0)
             model = torch.nn.Linear(4, 2)

@@ -18,9 +18,9 @@ def runs(tmp_path, monkeypatch):
     made = {}
     for lr in (0.1, 0.2):
         with log.run(lr=lr, optimizer="SGD") as run:
-            run.steps(0, {"loss": [3 * lr, 2 * lr, lr]})
-            run.epoch(1, val_accuracy=lr)
-            run.result(accuracy=lr)
+            run.log_steps(0, {"loss": [3 * lr, 2 * lr, lr]})
+            run.log_epoch(1, val_accuracy=lr)
+            run.log_metrics(accuracy=lr)
         made[run.id] = lr
     return tmp_path / "runs", made
 

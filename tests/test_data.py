@@ -88,7 +88,9 @@ def test_study_without_data_and_network_names_three_ways_on(tmp_path, monkeypatc
     monkeypatch.setenv("STUDY_DATA", str(tmp_path))
     dead = data.Remote(("http://127.0.0.1:9/x.gz",), 10, "md5:0")
     entry = catalogue.SOURCES["mnist"]
-    offline = catalogue.Source(entry.name, (dead,), entry.folder, 10, entry.prints, entry.licence)
+    offline = catalogue.Source(
+        entry.name, (dead,), entry.folder, 10, entry.checksums, entry.licence
+    )
     monkeypatch.setitem(catalogue.SOURCES, "mnist", offline)
     with pytest.raises(data.DataError, match="Three ways on"):
         data.mnist("study")
@@ -231,4 +233,4 @@ def test_a_set_without_a_checksummed_archive_says_how_to_fetch_it(tmp_path):
     with pytest.raises(data.DataError, match="git clone https://github.com/rhasspy"):
         data.fetch("kathleen", tmp_path)
     with pytest.raises(data.DataError, match=r"Three ways on(.|\n)*git clone"):
-        data.require("noise", tmp_path)
+        data.ensure_available("noise", tmp_path)

@@ -284,8 +284,8 @@ def toy_set(tmp_path, monkeypatch):
         (served / f"{name}.gz").write_bytes(packed)
         url = f"http://127.0.0.1:{s.server_port}/{name}.gz"
         files.append(Remote((url,), len(packed), "md5:" + hashlib.md5(packed).hexdigest()))
-    prints = {f"Toy/raw/{n}": f"sha256:{hashlib.sha256(c).hexdigest()}" for n, c in raw.items()}
-    entry = catalogue.Source("toy", tuple(files), "Toy/raw", 3500, prints, "none")
+    checksums = {f"Toy/raw/{n}": f"sha256:{hashlib.sha256(c).hexdigest()}" for n, c in raw.items()}
+    entry = catalogue.Source("toy", tuple(files), "Toy/raw", 3500, checksums, "none")
     monkeypatch.setitem(catalogue.SOURCES, "toy", entry)
     second = days.Day(2, "Training_Loop", "accuracy", ("toy",))
     monkeypatch.setattr(days, "ALL", (second,))
@@ -296,11 +296,11 @@ def toy_set(tmp_path, monkeypatch):
 
 def test_fetch_unpacks_and_identifies(toy_set):
     root, served = toy_set
-    assert data.require("toy", root) == "toy"
+    assert data.ensure_available("toy", root) == "toy"
     assert (root / "Toy/raw/a-ubyte").read_bytes() == b"a" * 3000
     assert not list((root / ".downloads").glob("*.gz"))
     shutil.rmtree(served)  # from here on there is no network
-    assert data.require("toy", root) == "toy"
+    assert data.ensure_available("toy", root) == "toy"
 
 
 def test_a_set_is_named_by_what_it_is(toy_set):
@@ -308,14 +308,14 @@ def test_a_set_is_named_by_what_it_is(toy_set):
     data.fetch("toy", root, bar=False)
     (root / "Toy/raw/a-ubyte").write_bytes(b"something else in the same place")
     assert data.identify("toy", root).startswith("toy-other-")
-    assert data.require("toy", root) == data.identify("toy", root)
+    assert data.ensure_available("toy", root) == data.identify("toy", root)
 
 
 def test_missing_data_names_three_ways_on(toy_set):
     root, served = toy_set
     shutil.rmtree(served)
     with pytest.raises(DataError) as caught:
-        data.require("toy", root)
+        data.ensure_available("toy", root)
     for way in ("make fetch DAY=2", "STUDY_DATA=/path", 'PROFILE = "quick"'):
         assert way in str(caught.value)
 

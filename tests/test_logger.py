@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from utils import days, logger
-from utils.logger import LogError, RunLogger, cell, read_table, update_table
+from utils.logger import LogError, RunLogger, format_cell, read_table, update_table
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -31,15 +31,15 @@ def log(tmp_path, monkeypatch):
 
 def one(log, seed=0, accuracy=0.9, role="sweep", **config):
     with log.run(role=role, seed=seed, **{"optimizer": "Adam", "lr": 1e-3, **config}) as run:
-        run.epoch(1, train_loss=0.5)
-        run.result(final_loss=0.25, accuracy=accuracy)
+        run.log_epoch(1, train_loss=0.5)
+        run.log_metrics(final_loss=0.25, accuracy=accuracy)
     return run
 
 
 def test_a_run_is_one_row_with_the_agreed_columns(log):
     run = one(log)
     (row,) = read_table(log.path)
-    assert list(row) == [*logger.FIRST, *COLUMNS, *logger.LAST]
+    assert list(row) == [*logger.LEADING_COLUMNS, *COLUMNS, *logger.TRAILING_COLUMNS]
     assert row["run"] == run.id
     assert (row["profile"], row["dataset"], row["seed"]) == ("study", "mnist", "0")
     assert (row["optimizer"], row["lr"], row["accuracy"]) == ("Adam", "0.001", "0.9")
@@ -95,14 +95,14 @@ def test_only_headline_runs_keep_their_epochs(log):
     assert [(r["run"], r["epoch"], r["train_loss"]) for r in rows] == [(head.id, "1", "0.5")]
 
 
-def test_only_this_sessions_headline_keeps_the_crown(log, tmp_path):
+def test_only_this_sessions_headline_stays_a_headline(log, tmp_path):
     for seed in (0, 1):
         one(log, seed=seed, role="headline")
     later = RunLogger(2, "study", "mnist", CPU, COLUMNS, folder=log.folder)
     kept = [one(later, seed=s, role="headline", lr=0.5).id for s in (0, 1)]
     one(later, seed=2)
     one(later, seed=1)  # an earlier headline, run again and no headline any more
-    later.crown()
+    later.demote_old_headlines()
     rows = read_table(log.path)
     assert [r["run"] for r in rows if r["role"] == "headline"] == kept
     assert [r["role"] for r in rows] == ["sweep", "sweep", "headline", "headline", "sweep"]
@@ -128,7 +128,7 @@ def test_a_foreign_table_is_not_overwritten(log):
 
 def test_unknown_column_and_role_are_refused(log):
     with pytest.raises(ValueError, match="no such column"), log.run(optimizer="SGD") as run:
-        run.result(acuracy=1.0)
+        run.log_metrics(acuracy=1.0)
     with pytest.raises(ValueError, match="role"):
         log.run(role="best")
 
@@ -153,7 +153,7 @@ def test_results_of_the_sample_are_never_published(tmp_path):
     ],
 )
 def test_cells(value, text):
-    assert cell(value) == text
+    assert format_cell(value) == text
 
 
 def test_any_text_survives_the_csv(tmp_path):
@@ -274,8 +274,8 @@ def test_steps_and_epochs_can_be_read_back_from_tensorboard(log):
 
     for _ in range(2):  # the second run of a configuration replaces the curve of the first
         with log.run(optimizer="SGD", lr=0.1) as run:
-            run.steps(10, {"loss": [3.0, 2.0, 1.0]})
-            run.epoch(1, val_accuracy=0.5)
+            run.log_steps(10, {"loss": [3.0, 2.0, 1.0]})
+            run.log_epoch(1, val_accuracy=0.5)
     events = EventAccumulator(str(run.folder)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(10, 3.0), (11, 2.0), (12, 1.0)]
     assert events.Scalars("epoch/val_accuracy")[0].value == 0.5

@@ -12,7 +12,7 @@ import pytest
 from Day15_Summary import summary
 from tools.run import execute, execute_all, quiet_jupyter, usual
 from utils import days
-from utils.logger import FIRST, LAST, read_table
+from utils.logger import LEADING_COLUMNS, TRAILING_COLUMNS, read_table
 
 HERE = days.existing()
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:root|home|work|tmp|Users|mnt|private)/[\w.-]+")
@@ -134,8 +134,8 @@ def test_the_rows_that_a_notebook_shows_are_those_of_its_table(day):
 def test_published_rows_come_from_committed_code_and_real_data(day):
     rows = read_table(day.folder / f"{day.name}_params.csv")
     assert any(r["role"] == "headline" for r in rows)
-    assert list(rows[0])[:6] == list(FIRST)
-    assert list(rows[0])[-4:] == list(LAST)
+    assert list(rows[0])[:6] == list(LEADING_COLUMNS)
+    assert list(rows[0])[-4:] == list(TRAILING_COLUMNS)
     assert len({r["run"] for r in rows}) == len(rows)
     for r in rows:
         assert r["profile"] in ("study", "full")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from utils.data import Batches, Part, cutout, random_flip, random_shift
+from utils.data import Batches, Split, cutout, random_flip, random_shift
 from utils.device import seed_everything
 from utils.training import (
     Diverged,
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def toy(n=200, seed=0):
     x = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
-    return Part(x, (x[:, 0] + x[:, 1] > 0).long())
+    return Split(x, (x[:, 0] + x[:, 1] > 0).long())
 
 
 def net(seed=0):
@@ -81,7 +81,7 @@ def test_norms_by_hand():
 
 def test_clipping_bounds_the_step_and_logs_the_norm_before():
     model, part = nn.Linear(6, 2), toy(32)
-    part = Part(1000 * part.x, part.y)
+    part = Split(1000 * part.x, part.y)
     before = model.weight.detach().clone()
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
     history = fit(model, Batches(part, 32), optimizer, epochs=1, clip=0.5, bar=False)
@@ -91,7 +91,7 @@ def test_clipping_bounds_the_step_and_logs_the_norm_before():
 
 def test_a_loss_that_is_no_number_stops_the_training():
     model, part = nn.Linear(6, 2), toy()
-    part = Part(100 * part.x, part.y)
+    part = Split(100 * part.x, part.y)
     optimizer = torch.optim.SGD(model.parameters(), 1e38)
     with pytest.raises(Diverged, match="learning rate too large"):
         fit(model, Batches(part, 20), optimizer, epochs=5, bar=False)
@@ -99,7 +99,7 @@ def test_a_loss_that_is_no_number_stops_the_training():
 
 def test_evaluate_by_hand_and_the_mode_is_put_back():
     model = nn.Sequential(nn.Dropout(0.5), nn.Identity()).train()
-    part = Part(torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]]), torch.tensor([0, 1, 1]))
+    part = Split(torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]]), torch.tensor([0, 1, 1]))
     found = evaluate(model, part)
     right, wrong = -torch.tensor([2.0, 0.0]).log_softmax(0)
     assert found["accuracy"] == pytest.approx(2 / 3)
@@ -112,7 +112,7 @@ def test_evaluate_by_hand_and_the_mode_is_put_back():
 
 
 def test_batches_hold_every_item_once_in_an_order_of_their_own():
-    part = Part(torch.arange(10.0), torch.arange(10))
+    part = Split(torch.arange(10.0), torch.arange(10))
     batches = Batches(part, 3, seed=1, drop_last=False)
     first, again, second = (torch.cat([y for _, y in batches.epoch(e)]).tolist() for e in (0, 0, 1))
     assert sorted(first) == list(range(10))
@@ -124,7 +124,7 @@ def test_batches_hold_every_item_once_in_an_order_of_their_own():
 
 
 def test_iterating_twice_gives_two_epochs():
-    batches = Batches(Part(torch.arange(8.0), torch.arange(8)), 8)
+    batches = Batches(Split(torch.arange(8.0), torch.arange(8)), 8)
     (_, a), (_, b) = next(iter(batches)), next(iter(batches))
     assert a.tolist() != b.tolist()
 
@@ -174,13 +174,13 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import torch
 from torch import nn
-from utils.data import Batches, Part
+from utils.data import Batches, Split
 from utils.device import seed_everything
 from utils.training import fit
 checkpoint, result, wait = Path(sys.argv[2]), sys.argv[3], float(sys.argv[4])
 seed_everything(0)
 x = torch.randn(300, 6)
-part = Part(x, (x[:, 0] > 0).long())
+part = Split(x, (x[:, 0] > 0).long())
 model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2))
 optimizer = torch.optim.AdamW(model.parameters(), 0.01)
 batches = Batches(part, 30, seed=5, augment=lambda x, g: x + 0.1 * torch.randn(x.shape, generator=g))
@@ -252,7 +252,7 @@ def test_a_run_that_was_resumed_has_one_whole_record(tmp_path, monkeypatch):
                 model, Batches(toy(), 50), optimizer, epochs=4, run=run, validate=validate,
                 bar=False,
             )  # fmt: skip
-            run.result(final_loss=history.epochs[-1]["train_loss"])
+            run.log_metrics(final_loss=history.epochs[-1]["train_loss"])
         return run
 
     with pytest.raises(KeyboardInterrupt):

@@ -483,7 +483,7 @@ def test_each_epoch_is_logged(tmp_path, monkeypatch):
     log = RunLogger(9, "quick", "sample-tones", torch.device("cpu"), ["final_loss"])
     with log.run(role="headline", lr=1) as run:
         _, history = trained(run=run)
-        run.result(final_loss=history.epochs[-1]["train_loss"])
+        run.log_metrics(final_loss=history.epochs[-1]["train_loss"])
     rows = read_table(log.train_log)
     assert len(rows) == 3
     for row in rows:

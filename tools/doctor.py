@@ -132,13 +132,13 @@ def training() -> Iterator[Check]:
     """A real step: a small network must learn, in seconds."""
     import torch
 
-    from utils.data import Batches, Part
+    from utils.data import Batches, Split
     from utils.device import pick_device, seed_everything
     from utils.training import fit
 
     seed_everything(0)
     x = torch.randn(512, 8)
-    part = Part(x, (x[:, 0] > 0).long()).to(pick_device())
+    part = Split(x, (x[:, 0] > 0).long()).to(pick_device())
     model = torch.nn.Linear(8, 2).to(part.y.device)
     began = time.perf_counter()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
@@ -207,8 +207,8 @@ def data_sets() -> Iterator[Check]:
             continue
         found = data.identify(name)
         known = "-other-" not in found
-        folder = source.holds or source.folder
-        folder = folder or next(iter(source.prints)).rsplit("/", 1)[0]
+        folder = source.expected_path or source.folder
+        folder = folder or next(iter(source.checksums)).rsplit("/", 1)[0]
         mend = f"delete {folder} in the data folder, then: make fetch DAY={numbers[0]}"
         yield Check(
             "OK" if known else "FAIL", f"{name} (days {which}) is {found}", "" if known else mend

@@ -30,7 +30,7 @@ def is_here(name: str, root: Path | None = None) -> bool:
     root, entry = root or data_root(), source(name)
     if entry.recognise:
         return entry.recognise(root) is not None
-    return all((root / file).is_file() for file in entry.prints)
+    return all((root / file).is_file() for file in entry.checksums)
 
 
 def identify(name: str, root: Path | None = None) -> str:
@@ -41,12 +41,12 @@ def identify(name: str, root: Path | None = None) -> str:
     root, entry = root or data_root(), source(name)
     if entry.recognise:
         return entry.recognise(root) or f"{entry.name}-missing"
-    if all(verify(root / file, wanted) for file, wanted in entry.prints.items()):
+    if all(verify(root / file, wanted) for file, wanted in entry.checksums.items()):
         return entry.name
     if entry.content:
         mark = hashlib.sha256(entry.content(root)).hexdigest()
     else:
-        digests = "".join(digest(root / file) for file in sorted(entry.prints))
+        digests = "".join(digest(root / file) for file in sorted(entry.checksums))
         mark = hashlib.sha256(digests.encode()).hexdigest()
     return entry.variants.get(mark, f"{entry.name}-other-{mark[:8]}")
 
@@ -60,7 +60,7 @@ def fetch(name: str, root: Path | None = None, bar: bool = True) -> Path:
     if is_here(name, root):
         return root
     if not entry.files:
-        command = entry.by_hand.format(folder=_shown(root / entry.folder))
+        command = entry.manual_download.format(folder=_shown(root / entry.folder))
         raise DataError(
             f"{name} has no archive with a published checksum, so it is fetched by hand: {command}"
         )
@@ -85,7 +85,7 @@ def fetch(name: str, root: Path | None = None, bar: bool = True) -> Path:
     return root
 
 
-def require(name: str, root: Path | None = None) -> str:
+def ensure_available(name: str, root: Path | None = None) -> str:
     """Make sure that a set is on disk, fetching it where there is network; return what it is.
 
     Raises DataError with the three ways on when it is not there and cannot be fetched.
@@ -95,7 +95,7 @@ def require(name: str, root: Path | None = None) -> str:
         try:
             fetch(name, root)
         except DataError as e:
-            day, held = using(name)[0], entry.holds or entry.folder
+            day, held = using(name)[0], entry.expected_path or entry.folder
             raise DataError(
                 f"The data set {name} is not in {_shown(root)} and could not be fetched. Three ways on:\n"
                 f"  1. where there is network:    make fetch DAY={day}\n"
@@ -112,7 +112,7 @@ def _shown(path: Path) -> str:
 
 
 @dataclass
-class Part:
+class Split:
     """Examples in memory: `x` `(items, ...)` and `y` `(items,)` of class numbers, on one device."""
 
     x: torch.Tensor
@@ -121,11 +121,11 @@ class Part:
     def __len__(self) -> int:
         return len(self.y)
 
-    def to(self, device: torch.device) -> Part:
-        return Part(self.x.to(device), self.y.to(device))
+    def to(self, device: torch.device) -> Split:
+        return Split(self.x.to(device), self.y.to(device))
 
-    def take(self, index: torch.Tensor | slice) -> Part:
-        return Part(self.x[index], self.y[index])
+    def take(self, index: torch.Tensor | slice) -> Split:
+        return Split(self.x[index], self.y[index])
 
 
 @dataclass
@@ -133,9 +133,9 @@ class Images:
     """An image set in three parts. `name` goes into the results table."""
 
     name: str
-    train: Part
-    validation: Part
-    test: Part
+    train: Split
+    validation: Split
+    test: Split
     classes: list[str]
 
     def to(self, device: torch.device) -> Images:
@@ -159,16 +159,16 @@ def mnist(profile: str) -> Images:
         from .sample import digits
 
         x, y = digits()
-        parts = [Part(x[a:b], y[a:b]) for a, b in ((0, 1197), (1197, 1497), (1497, 1797))]
+        parts = [Split(x[a:b], y[a:b]) for a, b in ((0, 1197), (1197, 1497), (1497, 1797))]
         return Images("sample-digits", *parts, classes)
-    name = require("mnist")
+    name = ensure_available("mnist")
     from torchvision import datasets
 
     parts = []
     for train in (True, False):
         raw = datasets.MNIST(data_root(), train=train)
         x = raw.data.unsqueeze(1).float().div_(255).sub_(MNIST_MEAN).div_(MNIST_STD)
-        parts.append(Part(x, raw.targets))
+        parts.append(Split(x, raw.targets))
     train, validation = hold_out(parts[0], read_split("mnist_validation"))
     return Images(name, train, validation, parts[1], classes)
 
@@ -188,9 +188,9 @@ def cifar10(profile: str) -> Images:
         from .sample import SHAPES, shapes
 
         x, y = shapes(1600)
-        parts = [Part(x[a:b], y[a:b]) for a, b in ((0, 1000), (1000, 1300), (1300, 1600))]
+        parts = [Split(x[a:b], y[a:b]) for a, b in ((0, 1000), (1000, 1300), (1300, 1600))]
         return Images("sample-shapes", *parts, list(SHAPES))
-    name = require("cifar10")
+    name = ensure_available("cifar10")
     batches = [read_cifar10_batch(data_root() / file) for file in CIFAR10_BATCHES]
     mean = torch.tensor(CIFAR10_MEAN).view(3, 1, 1)
     std = torch.tensor(CIFAR10_STD).view(3, 1, 1)
@@ -198,7 +198,7 @@ def cifar10(profile: str) -> Images:
     for some in (batches[:5], batches[5:]):
         pixels = torch.from_numpy(np.concatenate([images for images, _ in some]))
         x = pixels.view(-1, 3, 32, 32).float().div_(255).sub_(mean).div_(std)
-        whole.append(Part(x, torch.tensor([label for _, labels in some for label in labels])))
+        whole.append(Split(x, torch.tensor([label for _, labels in some for label in labels])))
     train, validation = hold_out(whole[0], read_split("cifar10_validation"))
     return Images(name, train, validation, whole[1], list(CIFAR10_CLASSES))
 
@@ -208,12 +208,12 @@ CIFAR10_CLASSES = (
 )  # fmt: skip
 
 
-def hold_out(part: Part, numbers: list[int]) -> tuple[Part, Part]:
-    """The part without the items of these numbers, and those items."""
+def hold_out(split: Split, numbers: list[int]) -> tuple[Split, Split]:
+    """The split without the items of these numbers, and those items."""
     held_out = torch.tensor(numbers)
-    keep = torch.ones(len(part), dtype=torch.bool)
+    keep = torch.ones(len(split), dtype=torch.bool)
     keep[held_out] = False
-    return part.take(keep), part.take(held_out)
+    return split.take(keep), split.take(held_out)
 
 
 def read_split(name: str) -> list[int]:
@@ -222,7 +222,7 @@ def read_split(name: str) -> list[int]:
 
 
 class Batches:
-    """Mini-batches of a part that is wholly in memory: no workers, no copies, no Python per item.
+    """Mini-batches of a split that is wholly in memory: no workers, no copies, no Python per item.
 
     The order of epoch `e` depends on `seed` and `e` alone, so a run that was killed goes on with
     the very batches that it would have had. `augment(x, generator)` changes a whole batch at once.
@@ -231,7 +231,7 @@ class Batches:
 
     def __init__(
         self,
-        part: Part,
+        split: Split,
         batch_size: int,
         *,
         seed: int = 0,
@@ -239,25 +239,25 @@ class Batches:
         drop_last: bool = True,
         augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None,
     ) -> None:
-        if not 0 < batch_size <= len(part):
-            raise ValueError(f"batch_size {batch_size} does not fit {len(part)} examples")
-        self.part, self.batch_size, self.seed = part, batch_size, seed
+        if not 0 < batch_size <= len(split):
+            raise ValueError(f"batch_size {batch_size} does not fit {len(split)} examples")
+        self.split, self.batch_size, self.seed = split, batch_size, seed
         self.shuffle, self.drop_last, self.augment = shuffle, drop_last, augment
         self._next_epoch = 0
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.part), self.batch_size)
+        whole, rest = divmod(len(self.split), self.batch_size)
         return whole + bool(rest and not self.drop_last)
 
     def epoch(self, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The batches of epoch `number` (from 0), each `(x, y)`."""
         generator = torch.Generator().manual_seed(self.seed * 100_003 + number)
-        n, device = len(self.part), self.part.y.device
+        n, device = len(self.split), self.split.y.device
         order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
         order = order.to(device)
         for i in range(len(self)):
             index = order[i * self.batch_size : (i + 1) * self.batch_size]
-            x, y = self.part.x[index], self.part.y[index]
+            x, y = self.split.x[index], self.split.y[index]
             yield (x if self.augment is None else self.augment(x, generator)), y
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

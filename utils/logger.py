@@ -29,8 +29,8 @@ from tqdm import tqdm
 from . import days
 from .device import device_name
 
-FIRST = ("run", "role", "profile", "dataset", "device", "seed")
-LAST = ("seconds", "finished", "commit", "note")
+LEADING_COLUMNS = ("run", "role", "profile", "dataset", "device", "seed")
+TRAILING_COLUMNS = ("seconds", "finished", "commit", "note")
 ROLES = ("headline", "sweep", "baseline", "failed")
 
 
@@ -75,7 +75,7 @@ def code_commit(folder: Path | None = None, last_change: bool = False) -> str:
     return f"{commit}-dirty" if dirty else commit
 
 
-def cell(value: Any) -> str:
+def format_cell(value: Any) -> str:
     """A value as it stands in the CSV: six significant digits, one line, no spreadsheet formula."""
     if value is None:
         return ""
@@ -118,9 +118,10 @@ def update_table(
                 )
             header = list(columns)
             extra = [c for c in (old[0] if old else {}) if c not in header]
-            at = len(header) - len(LAST) if tuple(header[-len(LAST) :]) == LAST else len(header)
+            ends = tuple(header[-len(TRAILING_COLUMNS) :]) == TRAILING_COLUMNS
+            at = len(header) - ends * len(TRAILING_COLUMNS)
             header[at:at] = extra
-            new = [{c: cell(row.get(c)) for c in header} for row in rows]
+            new = [{c: format_cell(row.get(c)) for c in header} for row in rows]
             place = next((i for i, row in enumerate(old) if row["run"] == replace), len(old))
             kept = [row for row in old if row["run"] != replace]
             place = min(place, len(kept))
@@ -174,8 +175,8 @@ class RunLogger:
         log = RunLogger("Day02_Training_Loop", PROFILE, data.name, device,
                         columns=("optimizer", "lr", "final_loss", "accuracy", "epochs"))
         with log.run(role="headline", seed=0, optimizer="Adam", lr=1e-3) as run:
-            run.epoch(1, train_loss=0.3, val_accuracy=0.97)
-            run.result(final_loss=0.1, accuracy=0.98)
+            run.log_epoch(1, train_loss=0.3, val_accuracy=0.97)
+            run.log_metrics(final_loss=0.1, accuracy=0.98)
 
     quick writes under `runs/quick/`, study and full into the day folder (`days.Day.output`).
     """
@@ -191,7 +192,7 @@ class RunLogger:
     ) -> None:
         self.day, self.profile = days.get(day), days.check_profile(profile)
         self.dataset, self.device = dataset, device
-        self.columns = [c for c in columns if c not in FIRST + LAST]
+        self.columns = [c for c in columns if c not in LEADING_COLUMNS + TRAILING_COLUMNS]
         self.folder = folder or self.day.output(profile)
         if profile != "quick" and dataset.startswith("sample"):
             raise LogError(
@@ -210,9 +211,9 @@ class RunLogger:
 
     @property
     def header(self) -> list[str]:
-        return [*FIRST, *self.columns, *LAST]
+        return [*LEADING_COLUMNS, *self.columns, *TRAILING_COLUMNS]
 
-    def crown(self) -> None:
+    def demote_old_headlines(self) -> None:
         """Leave only this session's headline runs as headline rows of this profile.
 
         Call it after the headline runs: the headline of an earlier choice becomes a `sweep` row, and
@@ -312,8 +313,8 @@ class Run:
             mode=mode,
         )
 
-    def scalars(self, step: int, **values: float) -> None:
-        """Numbers of one step, into TensorBoard (and wandb): `run.scalars(120, loss=0.3)`."""
+    def log_scalars(self, step: int, **values: float) -> None:
+        """Numbers of one step, into TensorBoard (and wandb): `run.log_scalars(120, loss=0.3)`."""
         for name, value in values.items():
             self._writer.add_scalar(name, float(value), step)
         if self._wandb:
@@ -323,13 +324,13 @@ class Run:
         """A grey picture `(height, width)`, 0 to 1, first row on top, into TensorBoard."""
         self._writer.add_image(name, pixels.clamp(0, 1), step, dataformats="HW")
 
-    def steps(self, first: int, curves: Mapping[str, Sequence[float]]) -> None:
+    def log_steps(self, first: int, curves: Mapping[str, Sequence[float]]) -> None:
         """Many steps at once, from step `first` on; `training.fit` calls it once an epoch."""
         length = max((len(v) for v in curves.values()), default=0)
         for i in range(length):
-            self.scalars(first + i, **{k: v[i] for k, v in curves.items() if i < len(v)})
+            self.log_scalars(first + i, **{k: v[i] for k, v in curves.items() if i < len(v)})
 
-    def epoch(self, number: int, **values: float) -> None:
+    def log_epoch(self, number: int, **values: float) -> None:
         """Numbers of one epoch; those of headline runs are kept in the day's `_train_log.csv`."""
         self.epochs.append({"epoch": number, **values})
         for name, value in values.items():
@@ -338,7 +339,7 @@ class Run:
         if self._wandb:
             self._wandb.log({f"epoch/{k}": v for k, v in values.items()} | {"epoch": number})
 
-    def result(self, **values: Any) -> None:
+    def log_metrics(self, **values: Any) -> None:
         """What the run gave: the day's own columns of its row."""
         unknown = set(values) - set(self.log.columns)
         if unknown:

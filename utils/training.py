@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from .data import Batches, Part
+from .data import Batches, Split
 from .days import PROFILES
 from .device import autocast, describe_machine, synchronize
 from .logger import Run, RunLogger, progress
@@ -131,7 +131,7 @@ def fit(
             for name, values in numbers.items():
                 history.steps.setdefault(name, []).extend(values)
             if run:
-                run.steps(first, numbers)
+                run.log_steps(first, numbers)
             mean = {k: sum(v) / len(v) for k, v in numbers.items()}
             if not mean["loss"] < float("inf"):
                 raise Diverged(
@@ -142,7 +142,7 @@ def fit(
             entry |= {f"val_{k}": v for k, v in validate(model).items()} if validate else {}
             history.epochs.append(entry)
             if run:
-                run.epoch(**numbered(entry))
+                run.log_epoch(**as_epoch_kwargs(entry))
             if checkpoint and (epoch + 1 < epochs or keep):
                 save_checkpoint(checkpoint, model, optimizer, scheduler, history)
             if stop and stop(entry):
@@ -192,10 +192,10 @@ def predict(model: nn.Module, x: torch.Tensor, batch_size: int = 1000) -> torch.
         model.train(was_training)
 
 
-def evaluate(model: nn.Module, part: Part, loss_fn: Loss = F.cross_entropy) -> dict[str, float]:
-    """`{"loss", "accuracy"}` of the model on a part, the loss by `loss_fn` over all items at once."""
-    logits = predict(model, part.x)
-    return {"loss": loss_fn(logits, part.y).item(), "accuracy": accuracy(logits, part.y)}
+def evaluate(model: nn.Module, split: Split, loss_fn: Loss = F.cross_entropy) -> dict[str, float]:
+    """`{"loss", "accuracy"}` of the model on a split, the loss by `loss_fn` over all items at once."""
+    logits = predict(model, split.x)
+    return {"loss": loss_fn(logits, split.y).item(), "accuracy": accuracy(logits, split.y)}
 
 
 def save_checkpoint(
@@ -217,8 +217,8 @@ def save_checkpoint(
     os.replace(scratch, path)
 
 
-def numbered(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """One epoch of a history as `Run.epoch` takes it."""
+def as_epoch_kwargs(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """One epoch of a history as `Run.log_epoch` takes it."""
     return {"number" if k == "epoch" else k: v for k, v in entry.items()}
 
 
@@ -234,7 +234,7 @@ def resume(
     if run:
         run.earlier_seconds = history.seconds
         for entry in history.epochs:
-            run.epoch(**numbered(entry))
+            run.log_epoch(**as_epoch_kwargs(entry))
     return history, start
 
 

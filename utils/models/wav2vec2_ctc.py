@@ -33,7 +33,7 @@ from ..device import autocast, pick_device, seed_everything, synchronize
 from ..features import SAMPLE_RATE
 from ..logger import Run, progress
 from ..speech.corpora import Sentences
-from ..training import Diverged, History, numbered, resume, save_checkpoint, total_norm
+from ..training import Diverged, History, as_epoch_kwargs, resume, save_checkpoint, total_norm
 from . import ctc
 from .ctc import PAD, SEPARATOR, UNKNOWN, Batch, Errors, Vocabulary
 
@@ -588,7 +588,7 @@ def fine_tune(
             for name, values in curves.items():
                 history.steps.setdefault(name, []).extend(values)
             if run:
-                run.steps(done, curves)
+                run.log_steps(done, curves)
             done += len(plan[epoch])
             if not torch.isfinite(total).all():
                 raise Diverged(
@@ -607,7 +607,7 @@ def fine_tune(
             )
             history.epochs.append(entry)
             if run:
-                run.epoch(**numbered(entry))
+                run.log_epoch(**as_epoch_kwargs(entry))
             if checkpoint and accelerator.is_main_process:
                 save_checkpoint(checkpoint, recogniser, optimizer, scheduler, history)
             accelerator.wait_for_everyone()

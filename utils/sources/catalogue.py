@@ -21,10 +21,10 @@ SPLITS = ROOT / "utils" / "splits"
 class Source:
     """A data set on the network: what to fetch, where to unpack it, and how it is recognised.
 
-    `prints` are checksums (`algorithm:hexdigest`) of unpacked files, relative to the root: they name
+    `checksums` are checksums (`algorithm:hexdigest`) of unpacked files, relative to the root: they name
     the set. `variants` are known copies with another content, by the digest of `content(root)`. A set
-    of many files has `recognise(root)` instead: what is there, or None where nothing is. `holds` is
-    what to look for under the root where `folder` does not say it; `by_hand` says how to get a set
+    of many files has `recognise(root)` instead: what is there, or None where nothing is. `expected_path` is
+    what to look for under the root where `folder` does not say it; `manual_download` says how to get a set
     that has no archive with a published checksum.
     """
 
@@ -32,13 +32,13 @@ class Source:
     files: tuple[Remote, ...]
     folder: str
     unpacked_bytes: int
-    prints: dict[str, str]
+    checksums: dict[str, str]
     licence: str
     content: Callable[[Path], bytes] | None = None
     variants: dict[str, str] = field(default_factory=dict)
     recognise: Callable[[Path], str | None] | None = None
-    holds: str = ""
-    by_hand: str = ""
+    expected_path: str = ""
+    manual_download: str = ""
 
 
 def _mnist(filename: str, size: int, md5: str) -> Remote:
@@ -219,10 +219,10 @@ def _librispeech(part: str, size: int, md5: str, unpacked: int) -> Source:
         files=(Remote(tuple(f"{m}{part}.tar.gz" for m in mirrors), size, f"md5:{md5}"),),
         folder="",
         unpacked_bytes=unpacked,
-        prints={},
+        checksums={},
         licence="CC BY 4.0 (V. Panayotov et al., 2015)",
         recognise=lambda root: recognise_librispeech(root, part),
-        holds=f"LibriSpeech/{part}",
+        expected_path=f"LibriSpeech/{part}",
     )
 
 
@@ -237,7 +237,7 @@ SOURCES = {
         ),
         folder="MNIST/raw",
         unpacked_bytes=54_950_048,
-        prints={
+        checksums={
             "MNIST/raw/train-images-idx3-ubyte": "sha256:ba891046e6505d7aadcbbe25680a0738"
             "ad16aec93bde7f9b65e87a2fc25776db",
             "MNIST/raw/train-labels-idx1-ubyte": "sha256:65a50cbbf4e906d70832878ad85ccda5"
@@ -260,7 +260,7 @@ SOURCES = {
         ),
         folder="",
         unpacked_bytes=190_000_000,
-        prints={
+        checksums={
             "cifar-10-batches-py/data_batch_1": "md5:c99cafc152244af753f735de768cd75f",
             "cifar-10-batches-py/data_batch_2": "md5:d4bba439e000b95fd0a9bffe97cbabec",
             "cifar-10-batches-py/data_batch_3": "md5:54ebc095f3ab1f0389bbae665268c751",
@@ -291,7 +291,7 @@ SOURCES = {
         ),
         folder="SpeechCommands/speech_commands_v0.02",
         unpacked_bytes=3_500_000_000,
-        prints={},
+        checksums={},
         licence="CC BY 4.0 (P. Warden, 2018)",
         recognise=recognise_speech_commands,
     ),
@@ -307,20 +307,20 @@ SOURCES = {
         files=(),
         folder="kathleen",
         unpacked_bytes=0,
-        prints={},
+        checksums={},
         licence="CC0 1.0 (the voice Kathleen, of the Rhasspy project)",
         recognise=recognise_kathleen,
-        by_hand="git clone https://github.com/rhasspy/dataset-voice-kathleen {folder}",
+        manual_download="git clone https://github.com/rhasspy/dataset-voice-kathleen {folder}",
     ),
     "noise": Source(
         name="esc10",
         files=(),
         folder="noise",
         unpacked_bytes=0,
-        prints={},
+        checksums={},
         licence="CC BY 3.0, the clips CC0 or CC BY (K. J. Piczak, 2015)",
         recognise=recognise_noise,
-        by_hand="git clone https://github.com/karoldvl/ESC-10 {folder}",
+        manual_download="git clone https://github.com/karoldvl/ESC-10 {folder}",
     ),
 }
 

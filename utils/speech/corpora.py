@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .. import data, days
-from ..data import DataError, Part
+from ..data import DataError, Split
 from ..days import ROOT, check_profile
 from ..features import SAMPLE_RATE, as_float, fixed_length, read_audio, resample, to_level
 from ..sources import catalogue
@@ -28,7 +28,7 @@ TEST_NOISES = ("running_tap", "exercise_bike", "pink_noise")
 
 
 @dataclass
-class Clips(Part):
+class Clips(Split):
     """Spoken words: `x` int16 `(clips, 16000)`, `y` class numbers, and for each clip its name and speaker."""
 
     names: list[str] = field(default_factory=list)
@@ -89,7 +89,7 @@ def speech_commands(profile: str) -> Words:
     """
     if check_profile(profile) == "quick":
         return sample_words()
-    found = data.require("speech_commands")
+    found = data.ensure_available("speech_commands")
     folder = catalogue.speech_commands_folder(data.data_root())
     if profile == "study":
         lists = {
@@ -302,7 +302,7 @@ def librispeech(profile: str) -> Corpus:
     """
     if check_profile(profile) == "quick":
         return _sample_sentences("voice", (11, 13))
-    found = {p: data.require(f"librispeech_{p}") for p in ("dev", "test")}
+    found = {p: data.ensure_available(f"librispeech_{p}") for p in ("dev", "test")}
     root = data.data_root()
     lists = {
         p: read_lines(SPLITS / f"librispeech_{p}.txt") for p in ("train", "validation", "test")
@@ -344,7 +344,7 @@ def kathleen(profile: str) -> Corpus:
     """
     if check_profile(profile) == "quick":
         return _sample_sentences("text", (130, 140))
-    found = data.require("kathleen")
+    found = data.ensure_available("kathleen")
     files = catalogue.kathleen_files(data.data_root())
     lists = {p: read_lines(SPLITS / f"kathleen_{p}.txt") for p in ("validation", "test")}
     held_out = {files[n][0] for names in lists.values() for n in names if n in files}
@@ -420,7 +420,7 @@ def noises(profile: str) -> Noises:
         return Noises(
             "sample-noise", *({k: to_level(v, -20.0) for k, v in n.items()} for n in (train, test))
         )
-    found = data.require("noise")
+    found = data.ensure_available("noise")
     files = catalogue.noise_files(data.data_root())
     parts = []
     for part in ("train", "test"):
