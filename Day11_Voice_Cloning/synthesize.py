@@ -1,8 +1,8 @@
-"""Day 11's `audio/`: every file made from a committed list of texts and voices and the shipped weights.
+"""Day 11's `audio/`: each file is made from a committed list of texts and voices and the shipped weights.
 
-`python -m Day11_Voice_Cloning.synthesize` writes them, the notebook measures them. Each line is spoken alone, free-running,
-from its own random numbers, on the CPU: what else is spoken changes nothing. Where the data sets are not there,
-the recordings and d-vectors that lie in `audio/` serve instead.
+`python -m Day11_Voice_Cloning.synthesize` writes the files, the notebook measures them. Each line is synthesised
+alone, free-running, with its own random seed, on the CPU, so the result does not depend on the other lines.
+Without the data sets, the recordings and d-vectors in `audio/` are used.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ def test_the_encoder_that_judges_is_the_shipped_one():
     longer = ecapa_tdnn.load_own(profile="full").embed([NOISE])
     assert longer.shape == (1, 192)
     assert not torch.allclose(longer[0], vectors[0], atol=1e-3)
-    with pytest.raises(FileNotFoundError, match="pretrain --day 13 --seed 99"):
+    with pytest.raises(FileNotFoundError, match="Speaker_Verification.train --seed 99"):
         ecapa_tdnn.load_own(seed=99)
     with pytest.raises(FileNotFoundError, match="--seed 99 --profile full"):
         ecapa_tdnn.load_own(seed=99, profile="full")
