@@ -139,7 +139,7 @@ def reached() -> dict[str, set[Definition]]:
             local = imports(tree)
             named = references(tree, local) | {d for d in local.values() if d[1]}
             start.setdefault(user, set()).update(named)
-    for m in modules():
-        if m.startswith("Day"):
-            start.setdefault(m.split(".")[0], set()).update((m, n) for n in definitions()[m])
+    for m, (_, tree) in modules().items():
+        if m.startswith("Day"):  # all of it, with what runs under `if __name__ == "__main__"`
+            start.setdefault(m.split(".")[0], set()).update(references(tree, imports(tree, m), m))
     return {user: closure(named) for user, named in start.items()}

@@ -12,7 +12,9 @@ import reach
 ROOT = Path(__file__).resolve().parent.parent
 FLAT, MODEL, ALL = 1250, 450, 9500
 """Most lines of code: of utils/*.py together, of a file in utils/models, of all Python without tests."""
-EXCEPTIONS: dict[str, str] = {}
+EXCEPTIONS = {
+    "utils.models.keyword_net.load_kept": "Day 9 reads Day 7's recogniser; Day 7 and `tools ask` will"
+}
 """Public definitions of utils that fewer than two users reach, each with its reason."""
 
 
@@ -21,9 +23,9 @@ def lines_of_code(file: Path) -> int:
     source = file.read_text(encoding="utf-8")
     docs: set[int] = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            if isinstance(node.value.value, str):
-                docs |= set(range(node.lineno, node.end_lineno + 1))
+        value = getattr(node, "value", None)
+        if isinstance(node, ast.Expr) and isinstance(getattr(value, "value", None), str):
+            docs |= set(range(node.lineno, node.end_lineno + 1))
     lines = enumerate(source.splitlines(), 1)
     return sum(
         bool(x.strip()) and not x.lstrip().startswith("#") and n not in docs for n, x in lines
