@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from bench.claims import Claim
+from bench.claims import Claim, bench
 from tools import __main__, doctor
 from tools import run as runner
 from utils import days
@@ -194,7 +194,7 @@ def test_doctor_names_the_folder_of_speech_that_it_does_not_know(tmp_path, monke
 def test_doctor_speaks_without_torch():
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from utils.cli import main; sys.exit(main(['doctor']))"
+        "from tools.__main__ import main; sys.exit(main(['doctor']))"
     )
     done = subprocess.run(
         [__import__("sys").executable, "-c", code], cwd=ROOT, capture_output=True, text=True
@@ -221,7 +221,8 @@ def test_bench_ratios():
     assert faster.row()[-1] == "reached"
     assert more.row()[-1] == "MISSED"
     assert capped.row()[4] == "at least 120.0"
-    assert __main__.main(["bench", "nonsense"]) == 2
+    with pytest.raises(ValueError, match="there are: mnist"):
+        bench(["nonsense"])
 
 
 def test_a_bench_task_that_fails_keeps_the_others_figures(monkeypatch, capsys):

@@ -175,19 +175,17 @@ def test_the_two_commands_come_first(language):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_commands_of_the_command_line_exist(language):
     known = set(__main__.parser()._subparsers._group_actions[0].choices)
-    if not days.get(15).notebook.exists():
-        known |= {"new", "checkin"}  # they come with that day, as the page says
-    used = re.findall(r"(?:python|python3\.11) -m utils ([a-z]+)", page(language))
+    used = re.findall(r"(?:python|python3\.11) -m tools ([a-z]+)", page(language))
     assert {"new", "checkin", "doctor", "run"} <= set(used) <= known
 
 
 def test_modules_in_the_map_exist():
     block = next(f for f in fences(page("en")) if f.startswith("```\n"))
-    utils = re.search(r"^utils/(.*?)^containers", block, re.M | re.S).group(1)
-    for name in (word.strip() for word in re.split(r"[·\n]", utils)):
-        if name:
-            there = ROOT / "utils" / name
-            assert there.is_dir() if name[-1] == "/" else Path(f"{there}.py").exists()
+    for folder, following in (("utils", "tools"), ("tools", "bench"), ("bench", "containers")):
+        names = re.search(rf"^{folder}/(.*?)^{following}/", block, re.M | re.S).group(1)
+        for name in (word.strip() for word in re.split(r"[·\n]", names) if word.strip()):
+            there = ROOT / folder / name
+            assert there.is_dir() if name[-1] == "/" else Path(f"{there}.py").exists(), name
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

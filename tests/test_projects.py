@@ -231,7 +231,7 @@ def test_a_copied_project_is_whole_and_knows_it_is_a_copy(tmp_path, capsys):
     assert not list(target.rglob("__pycache__"))
     for command, says in (
         (["-c", "from utils import days; print(days.ROOT.name)"], "project"),
-        (["-m", "utils", "new", "x", "y"], "There are no templates here"),
+        (["-m", "tools", "new", "x", "y"], "There are no templates here"),
     ):
         done = subprocess.run(
             [sys.executable, *command], cwd=target, capture_output=True, text=True

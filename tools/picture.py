@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 from utils import days
+from utils.speech.corpora import read_sample
 
 PICTURE = "docs/what_comes_out.png"
 WIDTH = 1800
@@ -96,7 +97,6 @@ def sentence(above, below) -> None:
     import torch
 
     from utils.features import SAMPLE_RATE, LogMel
-    from utils.speech.corpora import read_sample
 
     rows, samples = read_sample("sentences")
     row = min(rows, key=lambda r: len(r["text"]))

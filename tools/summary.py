@@ -13,7 +13,10 @@ from utils import days
 from .picture import PICTURE, picture
 
 MEND = ": run `make summary`"
-PROLOGUE = "import cog; from utils import front, tables, days, projects"
+PROLOGUE = (
+    "import cog; from utils import days; from tools import readme_tables, results; "
+    "from Day15_Summary import summary"
+)
 
 
 def texts() -> list[str]:
