@@ -23,15 +23,15 @@ from utils.metrics import Interval
 from utils.models.ctc import Errors
 from utils.models.wav2vec2_ctc import (
     FineTuning,
-    Recogniser,
-    evaluate,
+    Wav2Vec2CTC,
+    evaluate_ctc,
     fine_tune,
     load_recogniser,
     tiny_config,
 )
 from utils.speech import connected_words, corpora
-from utils.speech.augment import joined
-from utils.speech.corpora import Corpus, Sentences, Words
+from utils.speech.augment import join_noises
+from utils.speech.corpora import SpeechCorpus, Utterances, Words
 from utils.training import History, training_card, training_command
 
 from .pretrain import (
@@ -39,8 +39,8 @@ from .pretrain import (
     PRETRAIN_COLUMNS,
     SMALL_WEIGHTS,
     allow_tf32,
-    mean_of,
-    save_small,
+    average_weights,
+    save_wav2vec2,
     small_config,
 )
 
@@ -64,8 +64,8 @@ class Recipe:
     A batch holds at most `seconds` of sound, padding included. Nothing is frozen, and in the grid nothing dropped:
     so few steps cannot overfit, and random weights need all gradient that they can get. `mask` is SpecAugment's
     share of frames, `head_lr` the rate of the letters' layer alone. `different` lessons of a kind are drawn before
-    the first comes again; `speed`, `noisy` and `microphone` vary them (`asr.Variation`), `dropout` is that of the
-    hidden layers.
+    the first comes again; `speed`, `noisy` and `microphone` vary them (`WaveAugmentation`), `dropout` is that of
+    the hidden layers.
     """
 
     short: int = 5
@@ -84,7 +84,7 @@ class Recipe:
 
     @property
     def epochs(self) -> list[tuple[int, tuple[int, int]]]:
-        """What `asr.curriculum` wants."""
+        """What `connected_words.curriculum` wants."""
         first, second = self.sequences
         return [(first, (1, 2))] * self.short + [(second, (3, 6))] * self.long
 
@@ -102,12 +102,14 @@ class Recipe:
             "lessons": lessons,
         }  # fmt: skip
 
-    def lessons(self, words: Words, labels: float, first: int = 100) -> list[Sentences]:
+    def lessons(self, words: Words, labels: float, first: int = 100) -> list[Utterances]:
         """What each epoch is taught, from the clips of the share `labels` of the training speakers."""
         varied = None
         if self.speed or self.noisy or self.microphone:
-            noise = joined(words.train_noise).cpu()
-            varied = connected_words.Variation(self.speed, self.noisy, noise, self.microphone)
+            noise = join_noises(words.train_noise).cpu()
+            varied = connected_words.WaveAugmentation(
+                self.speed, self.noisy, noise, self.microphone
+            )
         return connected_words.curriculum(words, self.epochs, labels, self.different, varied, first)
 
     @property
@@ -176,7 +178,7 @@ weights is kept each time (Wortsman et al., 2022, arXiv:2203.05482)."""
 
 def build(
     profile: str, init: str, seed: int = 0, mask: float = 0.0, dropout: float = 0.0
-) -> Recogniser:
+) -> Wav2Vec2CTC:
     """A recogniser to train: `random`, `pretrained` (by the study profile, on a CPU), `pretrained, full` (on a
     GPU), `connected words` (what `train_words` left) or `connected words, mean` (of what `go_on` left by ON); in
     quick all are tiny and random."""
@@ -190,7 +192,7 @@ def build(
     changes = {
         "hidden_dropout": dropout, "final_dropout": dropout, "mask_time_prob": mask
     }  # fmt: skip
-    return mean_of([load_recogniser(source, **changes) for source in sources])
+    return average_weights([load_recogniser(source, **changes) for source in sources])
 
 
 def train(
@@ -198,12 +200,12 @@ def train(
     init: str,
     labels: float,
     words: Words,
-    corpus: Corpus,
+    corpus: SpeechCorpus,
     seed: int = 0,
     recipe: Recipe | None = None,
     first: int = 100,
     **how: Any,
-) -> tuple[Recogniser, History]:
+) -> tuple[Wav2Vec2CTC, History]:
     """One training, by default by the grid's recipe; `how` goes to `fine_tune`. The recogniser and its history.
 
     `first` is the seed of its first lesson.
@@ -225,7 +227,7 @@ def configuration(
     }  # fmt: skip
 
 
-def results(recogniser: Recogniser, history: History, speakers: Iterable[str]) -> dict[str, Any]:
+def results(recogniser: Wav2Vec2CTC, history: History, speakers: Iterable[str]) -> dict[str, Any]:
     """What stands in its row afterwards, the test left out."""
     end = history.epochs[-1]
     return {
@@ -238,7 +240,7 @@ def results(recogniser: Recogniser, history: History, speakers: Iterable[str]) -
 
 
 def keep(
-    path: Path, log: RunLogger, recogniser: Recogniser, history: History, recipe: Recipe,
+    path: Path, log: RunLogger, recogniser: Wav2Vec2CTC, history: History, recipe: Recipe,
     init: str, seed: int, heard: str = "spoken words in a row",
 ) -> None:  # fmt: skip
     """Write a recogniser with its card."""
@@ -247,19 +249,19 @@ def keep(
         metric={"val_wer": history.epochs[-1]["val_wer"]},
         what=f"wav2vec 2.0, {init} weights, fine-tuned with CTC on {heard}",
     )  # fmt: skip
-    save_small(path, recogniser, card)
+    save_wav2vec2(path, recogniser, card)
 
 
-def material(profile: str) -> tuple[Words, Corpus, RunLogger]:
+def material(profile: str) -> tuple[Words, SpeechCorpus, RunLogger]:
     """The words, their sequences, and the day's table."""
     words = corpora.speech_commands("quick" if profile == "quick" else "study")
     corpus = connected_words.connected_words(profile, words=words)
     return words, corpus, RunLogger(9, profile, corpus.name, pick_device(), COLUMNS)
 
 
-def test(recogniser: Recogniser, corpus: Corpus, run: Run) -> None:
+def test(recogniser: Wav2Vec2CTC, corpus: SpeechCorpus, run: Run) -> None:
     """Word errors on the committed test sequences, by greedy decoding, into the row."""
-    found = evaluate(recogniser, corpus.test).errors
+    found = evaluate_ctc(recogniser, corpus.test).errors
     run.log_metrics(
         wer=found.wer, cer=found.cer, accuracy=found.word_accuracy, decoder="greedy",
         substitutions=found.substitutions, deletions=found.deletions, insertions=found.insertions,
@@ -272,7 +274,7 @@ def shipped(profile: str, init: str) -> Path:
 
 
 def cell(
-    log: RunLogger, profile: str, init: str, labels: float, words: Words, corpus: Corpus, seed: int = 0
+    log: RunLogger, profile: str, init: str, labels: float, words: Words, corpus: SpeechCorpus, seed: int = 0
 ) -> None:  # fmt: skip
     """Train one cell, test it once, leave its row, and of all labels also its weights."""
     recipe = RECIPE[profile]
@@ -283,7 +285,7 @@ def cell(
         return  # trained before
     with run:
         recogniser, history = train(profile, init, labels, words, corpus, seed, run=run, bar=False)
-        heard = connected_words.share_of_speakers(words.train, labels).speakers
+        heard = connected_words.fraction_of_speakers(words.train, labels).speakers
         run.log_metrics(**results(recogniser, history, heard))
         test(recogniser, corpus, run)
         if labels == 1.0:

@@ -22,11 +22,11 @@ from utils.logger import Run, progress
 from utils.models import ctc
 from utils.models.ctc import Vocabulary
 from utils.models.wav2vec2_ctc import (
-    Recogniser,
-    _changed,
-    _config,
-    _read_card,
-    frames_of,
+    Wav2Vec2CTC,
+    change_config,
+    ctc_config,
+    num_frames,
+    read_card,
     schedule_factor,
     tiny_config,
 )
@@ -75,7 +75,7 @@ def small_config(vocabulary: Vocabulary | None = None, **changes: Any) -> Wav2Ve
         "proj_codevector_dim": 128, "num_negatives": 30, "attention_dropout": 0.0,
         "activation_dropout": 0.0,
     }  # fmt: skip
-    return _config(vocabulary, size | changes)
+    return ctc_config(vocabulary, size | changes)
 
 
 def receptive_field(config: Wav2Vec2Config) -> tuple[int, int]:
@@ -86,7 +86,7 @@ def receptive_field(config: Wav2Vec2Config) -> tuple[int, int]:
     return field_, hop
 
 
-def mean_of(recognisers: Sequence[Recogniser]) -> Recogniser:
+def average_weights(recognisers: Sequence[Wav2Vec2CTC]) -> Wav2Vec2CTC:
     """A recogniser whose weights are the mean of theirs, which have one layout and vocabulary.
 
     Worth something where their trainings began at the same weights: then they lie in one basin of the loss
@@ -98,26 +98,26 @@ def mean_of(recognisers: Sequence[Recogniser]) -> Recogniser:
     return together
 
 
-def save_small(
+def save_wav2vec2(
     path: Path,
-    model: Recogniser | Wav2Vec2ForPreTraining,
+    model: Wav2Vec2CTC | Wav2Vec2ForPreTraining,
     card: Mapping[str, Any],
     half: bool = True,
 ) -> int:
     """Write weights in float16 and their card with the configuration; returns the bytes.
 
-    Of a Recogniser also its head and vocabulary, of a pretrained model also the quantiser.
+    Of a recogniser also its head and vocabulary, of a pretrained model also the quantiser.
     """
-    network = model.model if isinstance(model, Recogniser) else model
+    network = model.model if isinstance(model, Wav2Vec2CTC) else model
     whole = {**card, "config": network.config.to_diff_dict()}
-    if isinstance(model, Recogniser):
+    if isinstance(model, Wav2Vec2CTC):
         whole["symbols"] = model.vocabulary.symbols
     return save_weights(path, network, whole, half)
 
 
 def load_pretraining(path: Path) -> tuple[Wav2Vec2ForPreTraining, dict[str, Any]]:
     """The pretrained network with its quantiser, in evaluation mode, and its card."""
-    model = Wav2Vec2ForPreTraining(_changed(_read_card(path)["config"], {}))
+    model = Wav2Vec2ForPreTraining(change_config(read_card(path)["config"], {}))
     card = load_weights(path, model)
     return model.eval(), card
 
@@ -230,7 +230,7 @@ def pretrain(
     length = round(settings.crop * SAMPLE_RATE)
     if len(sound) < length:
         raise ValueError(f"{len(sound)} samples of sound are less than one crop")
-    frames = frames_of(length, config)
+    frames = num_frames(length, config)
     checkpoint = checkpoint or (run.checkpoint if run else None)
     keep = run is not None and run.keeps_checkpoint
     optimizer = torch.optim.AdamW(
@@ -355,7 +355,7 @@ def pretrain_small(profile: str, path: Path, seed: int = 0, steps: int | None = 
         what="wav2vec 2.0 pretrained without labels",
         **{"never heard": "speakers of validation and test"},
     )  # fmt: skip
-    save_small(path, model, card)
+    save_wav2vec2(path, model, card)
     return history
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from utils.features import SAMPLE_RATE, fixed_length
 from utils.models import ctc
 from utils.models.keyword_net import KeywordNet, probabilities
-from utils.models.wav2vec2_ctc import Recogniser
+from utils.models.wav2vec2_ctc import Wav2Vec2CTC
 
 from .transcribe import word_times
 
@@ -79,7 +79,7 @@ class Opinions:
 
 
 def second_opinion(
-    recogniser: Recogniser,
+    recogniser: Wav2Vec2CTC,
     log_probs: Tensor,
     text: str,
     wave: Tensor,
@@ -90,7 +90,7 @@ def second_opinion(
 
     `log_probs` `(frames, symbols)` are the recogniser's. `Opinions.text` takes both together, log-linearly.
     """
-    words = tuple(ctc.normalise(word) for word in classes)
+    words = tuple(ctc.normalise_text(word) for word in classes)
     first = replacements(log_probs, text, words, recogniser.vocabulary)
     times = word_times(log_probs, text, recogniser)
     clips = cut_words(wave, times)

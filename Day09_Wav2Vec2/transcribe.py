@@ -13,7 +13,7 @@ from torch import Tensor
 from utils.features import SAMPLE_RATE, AudioError, read_audio, to_mono
 from utils.models import ctc
 from utils.models.ctc import SEPARATOR, Vocabulary, WordModel, collapse
-from utils.models.wav2vec2_ctc import Recogniser
+from utils.models.wav2vec2_ctc import Wav2Vec2CTC
 
 from .pretrain import receptive_field
 
@@ -43,7 +43,7 @@ def cut_long(wave: Tensor, most: float = 30.0) -> list[Tensor]:
 
 
 def letter_times(
-    log_probs: Tensor, text: str, recogniser: Recogniser
+    log_probs: Tensor, text: str, recogniser: Wav2Vec2CTC
 ) -> list[tuple[str, float, float]]:
     """When each letter of `text` was said, by the likeliest CTC path: (letter, begin in s, end in s).
 
@@ -53,7 +53,7 @@ def letter_times(
     from torchaudio.functional import forced_align
 
     vocabulary = recogniser.vocabulary
-    codes = vocabulary.encode(ctc.normalise(text))
+    codes = vocabulary.encode(ctc.normalise_text(text))
     if not codes:
         return []
     path, _ = forced_align(
@@ -71,7 +71,7 @@ def letter_times(
 
 
 def word_times(
-    log_probs: Tensor, text: str, recogniser: Recogniser
+    log_probs: Tensor, text: str, recogniser: Wav2Vec2CTC
 ) -> list[tuple[str, float, float]]:
     """When each word of `text` was said, from its first letter to its last: (word, begin in s, end in s)."""
     letters = letter_times(log_probs, text, recogniser)
@@ -82,7 +82,7 @@ def word_times(
 
 @torch.no_grad()
 def transcribe(
-    recogniser: Recogniser,
+    recogniser: Wav2Vec2CTC,
     sound: str | Path | np.ndarray | Tensor,
     rate: int = SAMPLE_RATE,
     model: WordModel | None = None,
@@ -91,7 +91,7 @@ def transcribe(
 ) -> str:
     """What was said in a file, or in samples `(time,)` or `(channels, time)` at `rate` Hz, at any rate.
 
-    Greedy, or by beam search with a word `model` or whatever else `asr.beam_search` takes (`beam`; a list of
+    Greedy, or by beam search with a word `model` or whatever else `ctc.beam_search` takes (`beam`; a list of
     `words`, which alone can then be written). Longer recordings are cut at quiet places into pieces of at
     most `most` s. Raises AudioError for what is no sound or is shorter than one frame (25 ms).
     """

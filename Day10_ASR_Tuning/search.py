@@ -15,17 +15,17 @@ from utils import days, tuning
 from utils.device import pick_device, seed_everything
 from utils.logger import RunLogger
 from utils.models.wav2vec2_ctc import (
-    OPTIMIZERS,
+    CTC_OPTIMIZERS,
     SCHEDULES,
-    Examples,
+    CTCDataset,
     FineTuning,
-    Recogniser,
+    Wav2Vec2CTC,
     fine_tune,
     load_recogniser,
     tiny_config,
 )
 from utils.speech.connected_words import connected_words
-from utils.speech.corpora import Corpus
+from utils.speech.corpora import SpeechCorpus
 
 WEIGHTS = days.get(9).folder / "checkpoints" / "connected_words_pretrained_full.safetensors"
 """Where the trials begin: Day 9's recogniser of its grid, pretrained by the full profile, all labels."""
@@ -58,7 +58,7 @@ COLUMNS = (
 """`val_curve` is the WER on validation, `loss_curve` the training loss, both of every epoch as text."""
 
 SPACE: dict[str, BaseDistribution] = {
-    "optimizer": CategoricalDistribution(list(OPTIMIZERS)),
+    "optimizer": CategoricalDistribution(list(CTC_OPTIMIZERS)),
     "scheduler": CategoricalDistribution(list(SCHEDULES)),
     "batch_size": CategoricalDistribution([4, 8, 16, 32]),
     "lr": FloatDistribution(3e-4, 1e-2, log=True),
@@ -83,7 +83,7 @@ def suggest(trial: Trial) -> dict[str, Any]:
     return drawn | rates
 
 
-def build(profile: str, device: torch.device) -> Recogniser:
+def build(profile: str, device: torch.device) -> Wav2Vec2CTC:
     """What is tuned: the recogniser that Day 9's short training from the GPU's pretrained weights left.
 
     From a new head and so few sequences a trial would spend its epochs at nothing but blanks. It was trained
@@ -101,21 +101,21 @@ def build(profile: str, device: torch.device) -> Recogniser:
 class Kept:
     """What the frozen convolutions make of training and validation part, computed once for many trainings."""
 
-    train: Examples
-    validation: Examples
+    train: CTCDataset
+    validation: CTCDataset
 
 
-def keep(corpus: Corpus, recogniser: Recogniser) -> Kept:
+def keep(corpus: SpeechCorpus, recogniser: Wav2Vec2CTC) -> Kept:
     """The parts of a corpus as cached examples; every recogniser of `build` has the same convolutions."""
     return Kept(
-        Examples(corpus.train, recogniser, cached=True, strict=True),
-        Examples(corpus.validation, recogniser, cached=True),
+        CTCDataset(corpus.train, recogniser, cached=True, strict=True),
+        CTCDataset(corpus.validation, recogniser, cached=True),
     )
 
 
 def train(
-    recogniser: Recogniser,
-    corpus: Corpus | Kept,
+    recogniser: Wav2Vec2CTC,
+    corpus: SpeechCorpus | Kept,
     settings: Mapping[str, Any],
     epochs: int,
     seed: int = 0,
@@ -137,7 +137,7 @@ def score(numbers: Mapping[str, float]) -> float:
 
 
 def objective(
-    log: RunLogger, profile: str, corpus: Corpus | Kept, epochs: int
+    log: RunLogger, profile: str, corpus: SpeechCorpus | Kept, epochs: int
 ) -> Callable[[Trial], float]:
     """A function of a trial: fine-tunes, leaves a row, and returns its score."""
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from utils.features import as_float
 from utils.models.fastspeech import spread
 from utils.models.tacotron2 import Tacotron2, length_mask, speech_steps
-from utils.models.tts import Utterances, repeatable
+from utils.models.tts import TTSDataset, repeatable
 from utils.models.tts_mel import MelSettings, trim_silence
 
 from .fastspeech_training import TimedBatch
@@ -34,7 +34,7 @@ VOICED = 0.3
 
 
 @dataclass
-class TimedUtterances(Utterances):
+class TimedUtterances(TTSDataset):
     """Sentences whose letters are timed: durations in frames `(n, letters)`, prosody `(n, letters, 3)`."""
 
     durations: Tensor | None = None
@@ -51,7 +51,7 @@ class TimedUtterances(Utterances):
 
 
 @torch.no_grad()
-def letter_durations(teacher: Tacotron2, sentences: Utterances, batch_size: int = 32) -> Tensor:  # fmt: skip
+def letter_durations(teacher: Tacotron2, sentences: TTSDataset, batch_size: int = 32) -> Tensor:  # fmt: skip
     """How many frames each letter lasts, `(n, letters)`: the teacher-forced attention on it, summed over time.
 
     A letter may have part of a frame; together they have the sentence's frames. (Ren et al. count the steps at
@@ -122,7 +122,7 @@ def letter_prosody(mel: Tensor, mel_lengths: Tensor, pitch: Tensor, durations: T
 
 
 def timed(
-    sentences: Utterances, waves: Sequence[Tensor | np.ndarray], teacher: Tacotron2, settings: MelSettings,
+    sentences: TTSDataset, waves: Sequence[Tensor | np.ndarray], teacher: Tacotron2, settings: MelSettings,
     between: tuple[int, int] = PITCH_RANGE,
 ) -> TimedUtterances:  # fmt: skip
     """Sentences with the times of their letters. `waves` `(time,)` each are those that were given to

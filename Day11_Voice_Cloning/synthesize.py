@@ -120,7 +120,7 @@ def _sample_lines() -> list[Line]:
         )  # fmt: skip
     for part in (many.validation, many.test):
         for speaker in dict.fromkeys(part.speakers):
-            said, reference = (i for i in part.first_of_each(2) if part.speakers[i] == speaker)  # fmt: skip
+            said, reference = (i for i in part.first_n_per_speaker(2) if part.speakers[i] == speaker)  # fmt: skip
             found.append(
                 Line(
                     f"{speaker}_1", "voices", speaker, part.names[said], (part.names[reference],), True,

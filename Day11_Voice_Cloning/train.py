@@ -29,10 +29,10 @@ from utils.logger import Run, RunLogger
 from utils.models import tts
 from utils.models.fastspeech import ParallelConfig, ParallelSynthesizer
 from utils.models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss, TextBatch
-from utils.models.tts import LengthBatches, Segments, Utterances, Watch, utterances, waves_at
+from utils.models.tts import LengthBatches, Segments, TTSDataset, Watch, utterances, waves_at
 from utils.models.tts_mel import LIBRISPEECH, SynthesisMel
 from utils.speech import corpora
-from utils.speech.corpora import Sentences
+from utils.speech.corpora import Utterances
 from utils.training import History, count_parameters, load_weights, training_card, training_command
 
 from . import durations, networks
@@ -161,7 +161,7 @@ def synthesis(part: str, profile: str) -> Synthesis:
 
 
 def timed_utterances(
-    parts: Sequence[Sentences], mel: SynthesisMel, settings: Parallel, teacher: Tacotron2
+    parts: Sequence[Utterances], mel: SynthesisMel, settings: Parallel, teacher: Tacotron2
 ) -> durations.TimedUtterances:  # fmt: skip
     """`utterances` whose letters are timed by the teacher-forced attention of `teacher` (see `timing.timed`)."""
     waves = [w for part in parts for w in waves_at(part, mel.settings.sample_rate)]
@@ -170,7 +170,7 @@ def timed_utterances(
     return durations.timed(sentences, waves, teacher, mel.settings, between)
 
 
-def sets_of(part: str, profile: str) -> tuple[str, list[Sentences], Sentences]:
+def sets_of(part: str, profile: str) -> tuple[str, list[Utterances], Utterances]:
     """What a part is trained on: name, training parts, and the one to validate on."""
     one = corpora.kathleen(profile)
     if part != "voices":
@@ -200,7 +200,7 @@ class Begun:
     loss: TacotronLoss
     batches: LengthBatches
     held_out: TextBatch
-    data: Utterances
+    data: TTSDataset
     name: str
     before: str
 
@@ -304,7 +304,7 @@ def _keep_best(
     return end, kept
 
 
-def _hours(data: Utterances) -> float:
+def _hours(data: TTSDataset) -> float:
     seconds = int(data.mel_lengths.sum()) / LIBRISPEECH.frames_per_second
     return round(seconds / 3600, 2)
 

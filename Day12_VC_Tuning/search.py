@@ -19,9 +19,9 @@ from utils.device import pick_device, seed_everything
 from utils.logger import Run, RunLogger
 from utils.models import tts
 from utils.models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss, steps_to_alignment
-from utils.models.tts import LengthBatches, Utterances, Watch, mel_cepstral_distortion, utterances
+from utils.models.tts import LengthBatches, TTSDataset, Watch, mel_cepstral_distortion, utterances
 from utils.models.tts_mel import MelSettings, SynthesisMel, trim_silence
-from utils.speech.corpora import Sentences, kathleen
+from utils.speech.corpora import Utterances, kathleen
 from utils.training import History, count_parameters
 
 BUDGET = {
@@ -68,8 +68,8 @@ class Material:
     """What all trials share: sentences to train and to validate on, and the recordings of the latter, trimmed."""
 
     name: str
-    train: Utterances
-    held_out: Utterances
+    train: TTSDataset
+    held_out: TTSDataset
     recordings: list[Tensor]
     mel: SynthesisMel
 
@@ -86,8 +86,8 @@ def suggest(trial: Trial) -> dict:
 
 
 def held_out(
-    sentences: Sentences, mel: SynthesisMel, longest: float, most: int = 16
-) -> tuple[Utterances, list[Tensor]]:
+    sentences: Utterances, mel: SynthesisMel, longest: float, most: int = 16
+) -> tuple[TTSDataset, list[Tensor]]:
     """Sentences to judge by, and the recordings `(time,)` of the first `most` of them, trimmed."""
     part = utterances([sentences], mel, longest)
     rate = mel.settings.sample_rate

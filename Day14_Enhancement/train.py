@@ -20,12 +20,18 @@ from utils.device import pick_device, seed_everything
 from utils.features import SAMPLE_RATE, as_float, fixed_length, to_level
 from utils.logger import Run, RunLogger
 from utils.models.ecapa_tdnn import Augment, Crops
-from utils.speech.augment import add_noise, change_microphone, change_speed, joined, noise_segments
+from utils.speech.augment import (
+    add_noise,
+    change_microphone,
+    change_speed,
+    join_noises,
+    noise_segments,
+)
 from utils.speech.corpora import (
     Clips,
-    Corpus,
     Noises,
-    Sentences,
+    SpeechCorpus,
+    Utterances,
     kathleen,
     librispeech,
     noises,
@@ -212,7 +218,7 @@ def mixtures(
     )  # fmt: skip
     return Mixtures(
         speech,
-        joined(noises).to(samples.device),
+        join_noises(noises).to(samples.device),
         vary=varied_noises if settings.varied else None,
         in_band=settings.varied,
     )
@@ -290,10 +296,10 @@ def parted(
 
 
 def validation_mixtures(
-    part: Sentences, noise: Mapping[str, Tensor], most: int, snr_db: float = 5.0
+    part: Utterances, noise: Mapping[str, Tensor], most: int, snr_db: float = 5.0
 ) -> tuple[Mixed, list[str]]:
     """The first `most` utterances of each validation speaker in these noises, and who speaks in each."""
-    chosen = part.first_of_each(most)
+    chosen = part.first_n_per_speaker(most)
     mixed = fixed_mixtures([part.sound(i) for i in chosen], noise, [snr_db])
     return mixed, [part.speakers[i] for i in chosen]
 
@@ -309,7 +315,7 @@ def clean_clips(clips: Clips, least_db: float = 40.0) -> Clips:
     return clips.take(10 * ratio.log10() >= least_db)
 
 
-def own_speech(profile: str, corpus: Corpus) -> tuple[str, Sentences, Sentences]:
+def own_speech(profile: str, corpus: SpeechCorpus) -> tuple[str, Utterances, Utterances]:
     """What the shipped enhancer is trained on and validated with: name and two parts at 16 kHz.
 
     In quick the bundled sentences alone; else LibriSpeech, Kathleen, and Speech Commands' training clips as far
@@ -323,7 +329,7 @@ def own_speech(profile: str, corpus: Corpus) -> tuple[str, Sentences, Sentences]
     spoken = clean_clips(words.train).sentences(words.classes)
     parts = [corpus.train, one.train.at(SAMPLE_RATE), spoken]
     held_out = [corpus.validation, one.validation.at(SAMPLE_RATE)]
-    return name, Sentences.together(parts), Sentences.together(held_out)
+    return name, Utterances.together(parts), Utterances.together(held_out)
 
 
 def weights_path(profile: str, seed: int = 0) -> Path:

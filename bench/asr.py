@@ -19,13 +19,13 @@ from utils.device import autocast, gains_bf16, pick_device, seed_everything, syn
 from utils.features import SAMPLE_RATE
 from utils.models import ctc
 from utils.models.wav2vec2_ctc import (
-    Examples,
-    Recogniser,
+    CTCDataset,
+    Wav2Vec2CTC,
     ctc_losses,
     freeze_encoder,
     load_recogniser,
 )
-from utils.speech.corpora import Sentences, librispeech
+from utils.speech.corpora import Utterances, librispeech
 
 from .claims import Claim
 
@@ -44,13 +44,13 @@ class Fixture:
     """A network, by default with frozen convolutions, sentences, and the optimizer of one side."""
 
     def __init__(
-        self, device: torch.device, sentences: Sentences, cached: bool, frozen: bool = True
+        self, device: torch.device, sentences: Utterances, cached: bool, frozen: bool = True
     ) -> None:  # fmt: skip
         seed_everything(0)
-        self.recogniser: Recogniser = load_recogniser(small_config(), device=device)
+        self.recogniser: Wav2Vec2CTC = load_recogniser(small_config(), device=device)
         freeze_encoder(self.recogniser, frozen)
         self.recogniser.train()
-        self.examples = Examples(sentences, self.recogniser, cached)
+        self.examples = CTCDataset(sentences, self.recogniser, cached)
         trained = [p for p in self.recogniser.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, 1e-4)
 
@@ -92,7 +92,7 @@ def padding(lengths: np.ndarray) -> None:
         print(f"padding in {name} batches: {padding_share(lengths, batches):.1%}")
 
 
-def claims(device: torch.device, sentences: Sentences, least: float = 10.0) -> list[Claim]:
+def claims(device: torch.device, sentences: Utterances, least: float = 10.0) -> list[Claim]:
     """The stock way against each saving alone and both together, and float32 against bfloat16."""
     g = torch.Generator().manual_seed(0)
     mixed_up = ctc.length_batches(sentences.lengths, BATCH, g, bucketed=False)

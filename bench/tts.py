@@ -23,7 +23,7 @@ from Day11_Voice_Cloning.train import GLOWS
 from Day11_Voice_Cloning.waveglow import WaveGlow, WaveGlowConfig
 from utils.device import autocast, pick_device, seed_everything, synchronize
 from utils.models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss
-from utils.models.tts import Utterances, capture
+from utils.models.tts import TTSDataset, capture
 from utils.models.tts_mel import KATHLEEN, SILENCE, SynthesisMel
 from utils.training import count_parameters
 
@@ -61,12 +61,12 @@ def stock_tacotron(config: TacotronConfig, steps: int):
     )  # fmt: skip
 
 
-def sentences(device: torch.device) -> Utterances:
+def sentences(device: torch.device) -> TTSDataset:
     """One batch of random sentences, all of one length."""
     g = torch.Generator().manual_seed(0)
     text = torch.randint(2, 36, (BATCH, LETTERS), generator=g)
     mel = torch.randn(BATCH, 80, FRAMES, generator=g).clamp(min=SILENCE)
-    every = Utterances(
+    every = TTSDataset(
         text, torch.full((BATCH,), LETTERS), torch.randn(BATCH, 256, generator=g), mel,
         torch.full((BATCH,), FRAMES), list(range(BATCH)),
     )  # fmt: skip

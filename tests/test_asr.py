@@ -18,7 +18,7 @@ from utils.sources.catalogue import SPLITS, read_lines
 from utils.speech import connected_words
 from utils.speech.corpora import (
     Clips,
-    Sentences,
+    Utterances,
     read_sample,
     sample_words,
     speaker_of,
@@ -42,8 +42,8 @@ TINY = Vocabulary(("<pad>", "|", "A", "B"))
     ],
 )
 def test_text_is_normalised(raw, wanted):
-    assert ctc.normalise(raw) == wanted
-    assert ctc.normalise(wanted) == wanted
+    assert ctc.normalise_text(raw) == wanted
+    assert ctc.normalise_text(wanted) == wanted
 
 
 def test_letters_there_and_back():
@@ -72,7 +72,7 @@ def test_a_strange_letter_is_named_never_swallowed(text, match):
 
 def test_every_sentence_of_the_sample_can_be_written():
     for row in read_sample("sentences")[0]:
-        text = ctc.normalise(row["text"])
+        text = ctc.normalise_text(row["text"])
         assert LETTERS.decode(LETTERS.encode(text)) == text
 
 
@@ -89,7 +89,7 @@ def test_greedy_reads_each_utterance_to_its_own_end():
     logits = torch.nn.functional.one_hot(torch.tensor([path, path]), 4).float()
     frames = torch.tensor([7, 4])
     assert transcribe.greedy(logits, frames, TINY) == ["AAB B", "AA"]
-    assert ctc.blank_share(logits, frames, 0) == pytest.approx(2 / 11)
+    assert ctc.blank_fraction(logits, frames, 0) == pytest.approx(2 / 11)
 
 
 def test_frames_needed_is_what_ctc_needs():
@@ -248,7 +248,7 @@ def test_case_and_punctuation_count_unless_normalised():
     """Reason 1 for a WER of 1.0: reference and output in another case."""
     raw, out = ["Turn right, now"], ["TURN RIGHT NOW"]
     assert ctc.errors(raw, out).wer == 1
-    assert ctc.errors([ctc.normalise(t) for t in raw], out).wer == 0
+    assert ctc.errors([ctc.normalise_text(t) for t in raw], out).wer == 0
 
 
 def test_the_interval_of_a_rate_holds_it_and_groups_widen_it():
@@ -308,7 +308,7 @@ def test_buckets_hold_everything_once_and_pad_little():
 def some_sentences(rate=16_000, texts=("Go", "a tree")):
     rng = np.random.default_rng(0)
     waves = [(rng.normal(200, 900, n)).astype(np.int16) for n in (4000, 3000)[: len(texts)]]
-    return Sentences.of(waves, texts, ["x"] * len(texts), rate=rate)
+    return Utterances.of(waves, texts, ["x"] * len(texts), rate=rate)
 
 
 def test_a_batch_is_normalised_as_the_library_does_it():
@@ -384,7 +384,7 @@ def test_connected_words_sound_like_their_clips_and_come_again():
     assert first.texts == second.texts
     for i in range(6):
         count = len(first.texts[i].split())
-        assert first.texts[i] == ctc.normalise(first.texts[i])
+        assert first.texts[i] == ctc.normalise_text(first.texts[i])
         assert 0.3 * count < first.lengths[i] / 16_000 < 1.5 * count + 0.4
         assert 1000 < np.abs(first.wave(i).astype(int)).max() < 32_000
     level = np.sqrt(np.mean(first.wave(0).astype(float) ** 2)) / 32_768
@@ -397,10 +397,10 @@ def test_varied_rows_say_the_same_at_other_speeds_and_some_in_noise():
     noise = torch.randn(16_000 * 10, generator=torch.Generator().manual_seed(0))
     plain = connected_words.speak_sequences(words.train, words.classes, rows, 4)
     still = connected_words.speak_sequences(
-        words.train, words.classes, rows, 4, connected_words.Variation()
+        words.train, words.classes, rows, 4, connected_words.WaveAugmentation()
     )
     assert np.array_equal(plain.samples, still.samples)
-    kind = connected_words.Variation(speed=0.2, noisy=0.5, noise=noise)
+    kind = connected_words.WaveAugmentation(speed=0.2, noisy=0.5, noise=noise)
     varied = connected_words.speak_sequences(words.train, words.classes, rows, 4, kind)
     again = connected_words.speak_sequences(words.train, words.classes, rows, 4, kind)
     assert np.array_equal(varied.samples, again.samples)
@@ -425,7 +425,7 @@ def test_varied_rows_say_the_same_at_other_speeds_and_some_in_noise():
 
 def test_another_microphone_colours_a_row_and_comes_again():
     row = torch.randn(16_000, generator=torch.Generator().manual_seed(0))
-    kind = connected_words.Variation(microphone=1.0)
+    kind = connected_words.WaveAugmentation(microphone=1.0)
 
     def colour(seed):
         heard = kind.row(row, np.random.default_rng(seed))
@@ -440,7 +440,7 @@ def test_another_microphone_colours_a_row_and_comes_again():
 
 def test_a_share_of_the_labels_is_a_share_of_the_speakers():
     words = sample_words()
-    some = connected_words.share_of_speakers(words.train, 0.3)
+    some = connected_words.fraction_of_speakers(words.train, 0.3)
     assert 0.3 <= len(some) / len(words.train) < 0.34
     assert len(set(some.speakers)) == 12
     corpus = connected_words.connected_words("quick", train=20, labels=0.3, words=words)

@@ -15,7 +15,7 @@ from utils.models import wav2vec2_ctc as w2v
 from utils.models.keyword_net import load_kept
 from utils.speech.corpora import speech_commands
 
-SMALL = ctc.Vocabulary((ctc.PAD, ctc.SEPARATOR, "A", "B"))
+SMALL = ctc.Vocabulary((ctc.BLANK, ctc.SEPARATOR, "A", "B"))
 
 
 def probability(log_probs, text, vocabulary):

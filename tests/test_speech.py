@@ -15,10 +15,10 @@ from utils.features import MFCC, SAMPLE_RATE, AudioError, LogMel
 from utils.models import keyword_net
 from utils.models.keyword_net import CNN2d, KeywordNet
 from utils.sources import catalogue
-from utils.speech import corpora
+from utils.speech import augment, corpora
 from utils.speech.corpora import (
     Clips,
-    Sentences,
+    Utterances,
     kathleen,
     librispeech,
     noises,
@@ -249,7 +249,7 @@ def test_the_notebooks_augmentation_is_that_of_utils():
     (cell,) = [c.source for c in notebook.cells if "def augment_with" in c.source]
     words = speech_commands("quick")
     there = {
-        "torch": torch, "words": words, "features": features, "SAMPLE_RATE": SAMPLE_RATE,
+        "torch": torch, "words": words, "utils_augment": augment, "SAMPLE_RATE": SAMPLE_RATE,
         "as_float": features.as_float,
     }  # fmt: skip
     exec(cell, there)
@@ -285,7 +285,7 @@ def test_the_real_set_when_it_is_here(pytestconfig):
 
 def three_sentences():
     waves = [np.full(n, n, np.int16) for n in (5, 3, 9)]
-    return Sentences.of(waves, ["A", "B", "C"], ["x", "y", "x"], ["a", "b", "c"])
+    return Utterances.of(waves, ["A", "B", "C"], ["x", "y", "x"], ["a", "b", "c"])
 
 
 def test_sentences_keep_their_samples_texts_and_speakers_together():
@@ -301,24 +301,24 @@ def test_sentences_keep_their_samples_texts_and_speakers_together():
     assert some.sound(0).dtype == torch.float32
     assert some.sound(0)[0] == 5 / 32768
     with pytest.raises(ValueError, match="2 texts"):
-        Sentences.of([np.zeros(1, np.int16)] * 3, ["a", "b"], ["x"] * 3)
+        Utterances.of([np.zeros(1, np.int16)] * 3, ["a", "b"], ["x"] * 3)
 
 
 def test_parts_of_one_rate_are_joined_and_a_part_is_brought_to_another():
     some = three_sentences()
-    both = Sentences.together([some.take([2]), some])
+    both = Utterances.together([some.take([2]), some])
     assert (both.texts, both.names) == (["C", "A", "B", "C"], ["c", "a", "b", "c"])
     assert both.wave(0).tolist() == [9] * 9
     assert both.seconds == 26 / SAMPLE_RATE
     assert some.at(SAMPLE_RATE) is some
     tone = (8000 * np.sin(2 * np.pi * 440 * np.arange(22_050) / 22_050)).astype("<i2")
-    one = Sentences.of([tone], ["tone"], ["x"], ["t"], rate=22_050)
+    one = Utterances.of([tone], ["tone"], ["x"], ["t"], rate=22_050)
     same = one.at(SAMPLE_RATE)
     assert (same.rate, same.lengths.tolist(), same.names) == (16_000, [16_000], ["t"])
     assert np.abs(np.fft.rfft(same.wave(0))).argmax() == 440
     assert np.abs(same.wave(0)).max() == pytest.approx(8000, rel=0.01)
     with pytest.raises(ValueError, match="one rate first"):
-        Sentences.together([some, one])
+        Utterances.together([some, one])
 
 
 def test_no_speaker_text_or_recording_is_in_two_committed_lists():

@@ -32,10 +32,10 @@ from utils.models.tacotron2 import (
     speech_steps,
     steps_to_alignment,
 )
-from utils.models.tts import LengthBatches, Utterances, Watch
+from utils.models.tts import LengthBatches, TTSDataset, Watch
 from utils.models.tts_mel import KATHLEEN, SILENCE, MelSettings, SynthesisMel
 from utils.models.tts_text import SYMBOLS, encode_batch
-from utils.speech.corpora import Sentences
+from utils.speech.corpora import Utterances
 from utils.speech.pack import to_int16
 from utils.training import Diverged
 
@@ -46,7 +46,7 @@ SMALL = TacotronConfig(
 )  # fmt: skip
 
 
-def sentences(count: int = 4, seed: int = 0, low: int = 5, high: int = 9) -> Utterances:
+def sentences(count: int = 4, seed: int = 0, low: int = 5, high: int = 9) -> TTSDataset:
     """Utterances whose every letter sounds for three frames, each letter with a spectrum of its own."""
     g = torch.Generator().manual_seed(seed)
     spectra = torch.randn(len(SYMBOLS), MELS, generator=torch.Generator().manual_seed(1))
@@ -58,7 +58,7 @@ def sentences(count: int = 4, seed: int = 0, low: int = 5, high: int = 9) -> Utt
         text[i, n - 1] = 1
         mel[i, :, : 3 * n] = spectra[text[i, :n]].repeat_interleave(3, 0).T
     d_vectors = torch.randn(count, 6, generator=g)
-    return Utterances(text, lengths, d_vectors, mel, 3 * lengths, list(range(count)))
+    return TTSDataset(text, lengths, d_vectors, mel, 3 * lengths, list(range(count)))
 
 
 def model(config: TacotronConfig = SMALL, seed: int = 0) -> Tacotron2:
@@ -512,7 +512,7 @@ def test_held_out_sentences_keep_their_rate_and_their_d_vector_is_of_16_khz():
     t = torch.arange(rate) / rate
     tones = [0.1 * torch.sin(2 * torch.pi * f * t) for f in (200, 300)]
     waves = [to_int16(w) for w in tones]
-    spoken = Sentences.of(waves, ["One.", "Two."], ["a", "b"], rate=rate)
+    spoken = Utterances.of(waves, ["One.", "Two."], ["a", "b"], rate=rate)
     part, recordings = search.held_out(spoken, SynthesisMel(KATHLEEN), 4.0, most=1)
     assert part.numbers == [0, 1]
     assert part.mel_lengths.tolist() == [1 + len(tones[0]) // KATHLEEN.hop] * 2

@@ -34,14 +34,14 @@ from utils.models import ctc
 from utils.models import wav2vec2_ctc as w2v
 from utils.models.ctc import Batch, Vocabulary
 from utils.models.wav2vec2_ctc import (
-    Examples,
+    CTCDataset,
     FineTuning,
-    Recogniser,
+    Wav2Vec2CTC,
     fine_tune,
     load_recogniser,
     tiny_config,
 )
-from utils.speech.corpora import Sentences
+from utils.speech.corpora import Utterances
 from utils.training import training_command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +51,7 @@ CALM = {"layerdrop": 0.0, **{f"{name}_dropout": 0.0 for name in RANDOM}}
 PLAIN = {**CALM, "mask_time_prob": 0.0}  # no chance in a step at all
 
 
-def spoken(*texts: str, rate: int = 16_000, letter: float = 0.12) -> Sentences:
+def spoken(*texts: str, rate: int = 16_000, letter: float = 0.12) -> Utterances:
     """Texts in which each letter is a tone of its own: what a tiny network can learn in seconds."""
     rng = np.random.default_rng(0)
     t = np.arange(round(letter * rate)) / rate
@@ -60,16 +60,16 @@ def spoken(*texts: str, rate: int = 16_000, letter: float = 0.12) -> Sentences:
         tones = [8000 * np.sin(2 * np.pi * TONES[c] * t) for c in text]
         wave = np.concatenate([*tones, np.zeros(len(t))])
         waves.append((wave + rng.normal(0, 30, len(wave))).astype(np.int16))
-    return Sentences.of(waves, texts, ["x"] * len(texts), rate=rate)
+    return Utterances.of(waves, texts, ["x"] * len(texts), rate=rate)
 
 
-def tiny(seed: int = 0, **changes) -> Recogniser:
+def tiny(seed: int = 0, **changes) -> Wav2Vec2CTC:
     torch.manual_seed(seed)
     return load_recogniser(tiny_config(), **changes)
 
 
-def logits_of(recogniser: Recogniser, sentences: Sentences) -> torch.Tensor:
-    batch = Examples(sentences, recogniser).batch(range(len(sentences)))
+def logits_of(recogniser: Wav2Vec2CTC, sentences: Utterances) -> torch.Tensor:
+    batch = CTCDataset(sentences, recogniser).batch(range(len(sentences)))
     with torch.no_grad():
         return recogniser.eval()(batch.x, batch.lengths)[0]
 
@@ -92,20 +92,20 @@ def test_frames_are_counted_as_the_library_counts_them(config):
     least, hop = day09_pretrain.receptive_field(config)
     for samples in (least, least + hop - 1, least + hop, 16_000, 33_333):
         wanted = int(model._get_feat_extract_output_lengths(torch.tensor(samples)))
-        assert w2v.frames_of(samples, config) == wanted
+        assert w2v.num_frames(samples, config) == wanted
         made = model.feature_extractor(torch.zeros(1, samples)).shape[2]
         assert made == wanted
-    assert w2v.frames_of(least, config) == 1
-    assert w2v.frames_of(least - 1, config) == 0
+    assert w2v.num_frames(least, config) == 1
+    assert w2v.num_frames(least - 1, config) == 0
     many = torch.tensor([5, least, 16_000])
-    assert w2v.frames_of(many, config).tolist() == [
-        0, 1, w2v.frames_of(16_000, config),
+    assert w2v.num_frames(many, config).tolist() == [
+        0, 1, w2v.num_frames(16_000, config),
     ]  # fmt: skip
 
 
 def test_the_recogniser_computes_what_the_library_computes():
     recogniser, some = tiny(), spoken("AB", "CAB A")
-    batch = Examples(some, recogniser).batch([0, 1])
+    batch = CTCDataset(some, recogniser).batch([0, 1])
     inside = torch.arange(batch.x.shape[1]) < batch.lengths[:, None]
     with torch.no_grad():
         logits, frames = recogniser(batch.x, batch.lengths)
@@ -120,7 +120,7 @@ def test_the_recogniser_computes_what_the_library_computes():
 
 def test_under_autocast_only_the_convolutions_leave_float32():
     recogniser, some = tiny().eval(), spoken("AB", "CAB A")
-    batch = Examples(some, recogniser).batch([0, 1])
+    batch = CTCDataset(some, recogniser).batch([0, 1])
     seen = {}
     body = recogniser.model.wav2vec2
     for name, part in (
@@ -141,7 +141,7 @@ def test_padding_and_the_cache_change_nothing():
     together = logits_of(recogniser, some)
     alone = logits_of(recogniser, some.take([0]))
     torch.testing.assert_close(together[:1, : alone.shape[1]], alone, atol=1e-5, rtol=1e-4)
-    kept = Examples(some, recogniser, cached=True)
+    kept = CTCDataset(some, recogniser, cached=True)
     batch = kept.batch([0, 1])
     assert batch.x.ndim == 3
     with torch.no_grad():
@@ -170,23 +170,23 @@ def test_a_folder_saved_and_loaded_again_gives_the_same_logits(tmp_path):
 def test_small_weights_saved_and_loaded_again(tmp_path):
     some = spoken("AB", "CAB A")
     recogniser = tiny()
-    day09_pretrain.save_small(tmp_path / "a.safetensors", recogniser, {"seed": 0}, half=False)
+    day09_pretrain.save_wav2vec2(tmp_path / "a.safetensors", recogniser, {"seed": 0}, half=False)
     again = load_recogniser(tmp_path / "a.safetensors", Vocabulary())
     assert torch.equal(logits_of(again, some), logits_of(recogniser, some))
-    day09_pretrain.save_small(tmp_path / "b.safetensors", recogniser, {})
+    day09_pretrain.save_wav2vec2(tmp_path / "b.safetensors", recogniser, {})
     close = load_recogniser(tmp_path / "b.safetensors", mask_time_prob=0.3)
     assert close.config.mask_time_prob == 0.3
     torch.testing.assert_close(
         logits_of(close, some), logits_of(recogniser, some), atol=0.02, rtol=0.02
     )
-    day09_pretrain.save_small(tmp_path / "c.safetensors", tiny(mask_time_prob=0.0), {})
+    day09_pretrain.save_wav2vec2(tmp_path / "c.safetensors", tiny(mask_time_prob=0.0), {})
     masked = load_recogniser(tmp_path / "c.safetensors", mask_time_prob=0.3)
     assert masked.model.wav2vec2.masked_spec_embed.shape == (32,)  # a new one
 
 
 def test_a_pretrained_body_gets_a_new_head(tmp_path):
     model = Wav2Vec2ForPreTraining(tiny_config()).eval()
-    day09_pretrain.save_small(tmp_path / "p.safetensors", model, {"steps": 3}, half=False)
+    day09_pretrain.save_wav2vec2(tmp_path / "p.safetensors", model, {"steps": 3}, half=False)
     letters = Vocabulary(("<pad>", "|", "A", "B"))
     recogniser = load_recogniser(tmp_path / "p.safetensors", letters)
     assert recogniser.model.lm_head.out_features == 4
@@ -196,7 +196,7 @@ def test_a_pretrained_body_gets_a_new_head(tmp_path):
     assert card["steps"] == 3
     assert torch.equal(again.quantizer.codevectors, model.quantizer.codevectors)
     other = Wav2Vec2ForPreTraining(tiny_config(num_hidden_layers=1))
-    day09_pretrain.save_small(tmp_path / "o.safetensors", other, {})
+    day09_pretrain.save_wav2vec2(tmp_path / "o.safetensors", other, {})
     card = json.loads((tmp_path / "o.json").read_text())
     card["config"]["num_hidden_layers"] = 2
     (tmp_path / "o.json").write_text(json.dumps(card))
@@ -211,7 +211,7 @@ def test_a_model_like_wav2vec2_base_on_disk_is_loaded(tmp_path):
     recogniser = load_recogniser(str(tmp_path / "base"))
     assert len(recogniser.vocabulary) == 30
     some = spoken("AB", "CAB A")
-    kept = Examples(some, recogniser, cached=True).batch([0])
+    kept = CTCDataset(some, recogniser, cached=True).batch([0])
     with torch.no_grad():
         cached = recogniser(kept.x, kept.lengths)[0]
     torch.testing.assert_close(cached, logits_of(recogniser, some.take([0])))
@@ -243,23 +243,23 @@ def test_reason_2_pad_is_the_blank():
     assert load_recogniser(tiny_config(), letters).config.pad_token_id == 3
     model = tiny().model
     with pytest.raises(ValueError, match="outputs, the vocabulary 4 symbols"):
-        Recogniser(model, letters)
+        Wav2Vec2CTC(model, letters)
     model.config.pad_token_id = 5
     with pytest.raises(ValueError, match="set pad_token_id"):
-        Recogniser(model, Vocabulary())
+        Wav2Vec2CTC(model, Vocabulary())
 
 
 def test_reason_3_the_sampling_rate():
     recogniser = tiny()
     with pytest.raises(ValueError, match="8,000 Hz.*resample"):
-        Examples(spoken("AB", rate=8000), recogniser)
+        CTCDataset(spoken("AB", rate=8000), recogniser)
 
 
 def test_reason_4_normalised_input():
     """Raw int16 values and a whisper become the same input."""
     loud = spoken("AB")
-    soft = Sentences.of([loud.wave(0) // 8], ["AB"], ["x"])
-    batches = [Examples(s, tiny()).batch([0]) for s in (loud, soft)]
+    soft = Utterances.of([loud.wave(0) // 8], ["AB"], ["x"])
+    batches = [CTCDataset(s, tiny()).batch([0]) for s in (loud, soft)]
     assert batches[0].x.std().item() == pytest.approx(1, abs=1e-3)
     torch.testing.assert_close(batches[0].x, batches[1].x, atol=0.01, rtol=0.01)
 
@@ -280,10 +280,10 @@ def test_reasons_5_and_7_an_utterance_too_short_for_its_text():
     some = spoken("A", "B")
     some.texts[1] = "B" * 40
     recogniser = tiny()
-    assert w2v.fits(some, recogniser.config, letters).tolist() == [True, False]
+    assert w2v.has_enough_frames(some, recogniser.config, letters).tolist() == [True, False]
     with pytest.raises(ValueError, match="1 of 2 utterances are too short, e.g. 1"):
         fine_tune(recogniser, some, some.take([0]), FineTuning(epochs=1))
-    assert len(Examples(some, recogniser)) == 2  # to listen to, it is long enough
+    assert len(CTCDataset(some, recogniser)) == 2  # to listen to, it is long enough
 
 
 # --- odd sounds and texts ---------------------------------------------------------------------
@@ -308,9 +308,9 @@ def test_a_sound_shorter_than_a_frame_is_refused_and_a_long_one_cut(monkeypatch)
     recogniser = tiny()
     with pytest.raises(AudioError, match="shorter than one frame"):
         transcribe(recogniser, torch.zeros(100))
-    short = Sentences.of([np.zeros(100, np.int16)], ["A"], ["x"])
+    short = Utterances.of([np.zeros(100, np.int16)], ["A"], ["x"])
     with pytest.raises(ValueError, match="too short, e.g. 0: 0 frames for 'A'"):
-        Examples(short, recogniser)
+        CTCDataset(short, recogniser)
     lengths = []
     forward = recogniser.forward
     monkeypatch.setattr(
@@ -326,15 +326,15 @@ def test_a_sound_shorter_than_a_frame_is_refused_and_a_long_one_cut(monkeypatch)
 
 def test_an_empty_transcript_is_learned_as_blanks():
     recogniser = tiny()
-    some = Sentences.of([spoken("AB").wave(0)] * 2, ["", "AB"], ["x", "y"])
-    batch = Examples(some, recogniser, cached=True, strict=True).batch([0])
+    some = Utterances.of([spoken("AB").wave(0)] * 2, ["", "AB"], ["x", "y"])
+    batch = CTCDataset(some, recogniser, cached=True, strict=True).batch([0])
     logits, frames = recogniser(batch.x, batch.lengths)
     blanks = -logits.log_softmax(-1)[0, :, 0].sum()
     loss = w2v.ctc_losses(logits, frames, batch, 0)
     torch.testing.assert_close(loss[0], blanks)
-    assert w2v.evaluate(recogniser, some).errors.words == 1
+    assert w2v.evaluate_ctc(recogniser, some).errors.words == 1
     with pytest.raises(ValueError, match="write numbers as words"):
-        Examples(Sentences.of([some.wave(0)], ["AB 7"], ["x"]), recogniser, strict=True)
+        CTCDataset(Utterances.of([some.wave(0)], ["AB 7"], ["x"]), recogniser, strict=True)
 
 
 def test_ctc_is_computed_where_it_can_be(monkeypatch):
@@ -379,7 +379,7 @@ def test_two_clips_are_learned_by_heart():
     assert history.epochs[0]["val_wer"] == 1
     assert last["train_loss"] < history.epochs[0]["train_loss"] / 4
     assert transcribe(recogniser, some.wave(0)) == "AB CA"
-    found = w2v.evaluate(recogniser, some)
+    found = w2v.evaluate_ctc(recogniser, some)
     assert found.outputs == some.texts
     assert 0 < found.blanks < 1
     assert transcribe(recogniser, some.wave(0), beam=8) == "AB CA"
@@ -423,7 +423,7 @@ def test_a_cached_encoder_trains_the_same_network():
 
 def test_trainings_share_what_the_convolutions_made():
     some = spoken("AB CA", "CB", "B", "ACCA", "BBC")
-    kept = Examples(some, tiny(**CALM), cached=True, strict=True)
+    kept = CTCDataset(some, tiny(**CALM), cached=True, strict=True)
     shared, settings = tiny(**CALM), replace(SOME, cached=True)
     history = fine_tune(shared, kept, kept, settings, bar=False)
     alone, _ = trained(settings)
@@ -561,7 +561,7 @@ def test_pretraining_lowers_its_loss_and_goes_on_after_a_kill(tmp_path, monkeypa
     assert len(history.steps["loss"]) == 60
     _, begun = pretrained(stop=lambda entry: True)  # the check of a card
     assert begun.steps["loss"] == history.steps["loss"][:20]
-    real, calls = w2v.save_checkpoint, []
+    real, calls = day09_pretrain.save_checkpoint, []
 
     def killed(*args):
         real(*args)
@@ -569,7 +569,7 @@ def test_pretraining_lowers_its_loss_and_goes_on_after_a_kill(tmp_path, monkeypa
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(w2v, "save_checkpoint", killed)
+    monkeypatch.setattr(day09_pretrain, "save_checkpoint", killed)
     with pytest.raises(KeyboardInterrupt):
         pretrained(checkpoint=tmp_path / "p.pt")
     again, rest = pretrained(checkpoint=tmp_path / "p.pt")
@@ -577,7 +577,7 @@ def test_pretraining_lowers_its_loss_and_goes_on_after_a_kill(tmp_path, monkeypa
     assert torch.equal(weights(again), weights(model))
     waves = torch.randn(2, 3200)
     codes = day09_pretrain.code_numbers(model, waves)
-    assert codes.shape == (2, w2v.frames_of(3200, model.config), 2)
+    assert codes.shape == (2, w2v.num_frames(3200, model.config), 2)
     assert codes.max() < 8
     with pytest.raises(ValueError, match="less than one crop"):
         pretrain(model, torch.zeros(100, dtype=torch.int16), FEW)
@@ -709,11 +709,11 @@ def test_sentences_are_learned_with_frozen_convolutions_the_shortest_first(tmp_p
 def test_the_mean_of_two_networks_is_that_of_their_weights():
     torch.manual_seed(0)
     one, other = (w2v.load_recogniser(w2v.tiny_config()) for _ in range(2))
-    mean = day09_pretrain.mean_of([one, other])
+    mean = day09_pretrain.average_weights([one, other])
     wave = torch.randn(1, 4000), torch.tensor([4000])
     assert not torch.equal(one(*wave)[0], mean(*wave)[0])
     states = (r.state_dict() for r in (one, other, mean))
     for a, b, c in zip(*(s.values() for s in states), strict=True):
         assert torch.allclose((a + b) / 2, c)
-    assert torch.equal(day09_pretrain.mean_of([one])(*wave)[0], one(*wave)[0])
+    assert torch.equal(day09_pretrain.average_weights([one])(*wave)[0], one(*wave)[0])
     assert mean.vocabulary.symbols == one.vocabulary.symbols

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from ..features import SAMPLE_RATE, as_float
 from ..metrics import Difference, Interval, bootstrap_ratio
-from ..speech.corpora import Sentences
+from ..speech.corpora import Utterances
 
 # --- letters ----------------------------------------------------------------------------------------
 
-PAD, UNKNOWN, SEPARATOR = "<pad>", "<unk>", "|"
+BLANK, UNKNOWN, SEPARATOR = "<pad>", "<unk>", "|"
 """The CTC blank (which also pads), what the tokenizer says for a strange letter, and the space between words."""
 
 
-def normalise(text: str) -> str:
+def normalise_text(text: str) -> str:
     """Text as it is trained and scored: capitals, apostrophes kept, accents and other punctuation away.
 
     Digits and letters of other scripts stay, so that `Vocabulary.encode` can complain of them: how a
@@ -42,11 +42,11 @@ class Vocabulary:
     """The symbols that the network chooses from; a symbol's number is its place, and `<pad>` is CTC's blank."""
 
     symbols: tuple[str, ...] = (
-        PAD, UNKNOWN, SEPARATOR, "'", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ",
+        BLANK, UNKNOWN, SEPARATOR, "'", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        for wanted in (PAD, SEPARATOR):
+        for wanted in (BLANK, SEPARATOR):
             if self.symbols.count(wanted) != 1:
                 raise ValueError(f"the vocabulary needs {wanted!r} once")
 
@@ -56,7 +56,7 @@ class Vocabulary:
     @property
     def blank(self) -> int:
         """The number of CTC's blank."""
-        return self.symbols.index(PAD)
+        return self.symbols.index(BLANK)
 
     @property
     def letters(self) -> list[int]:
@@ -73,8 +73,8 @@ class Vocabulary:
         strange = sorted({c for c in letters if c not in number})
         if strange:
             hint = (
-                "normalise(text) writes capitals and drops punctuation"
-                if any(normalise(c) in number or not normalise(c) for c in strange)
+                "normalise_text(text) writes capitals and drops punctuation"
+                if any(normalise_text(c) in number or not normalise_text(c) for c in strange)
                 else "write numbers as words, and leave other scripts out"
             )
             raise ValueError(
@@ -101,7 +101,7 @@ def frames_needed(numbers: Sequence[int]) -> int:
     return len(numbers) + twins
 
 
-def blank_share(logits: Tensor, frames: Tensor, blank: int) -> float:
+def blank_fraction(logits: Tensor, frames: Tensor, blank: int) -> float:
     """Share of frames whose likeliest symbol is the blank, 0 to 1; padding does not count."""
     inside = torch.arange(logits.shape[1], device=logits.device) < frames[:, None]
     return (logits.argmax(-1) == blank)[inside].double().mean().item()
@@ -465,7 +465,7 @@ class Batch:
 
 
 def collate(
-    sentences: Sentences,
+    sentences: Utterances,
     numbers: Sequence[int],
     vocabulary: Vocabulary,
     device: torch.device | None = None,
@@ -490,7 +490,7 @@ def collate(
 
 def encode_texts(texts: Sequence[str], vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
     """Normalised and encoded texts, padded with the blank: `(batch, letters)`, and their lengths `(batch,)`."""
-    codes = [vocabulary.encode(normalise(text)) for text in texts]
+    codes = [vocabulary.encode(normalise_text(text)) for text in texts]
     label_lengths = torch.tensor([len(c) for c in codes])
     labels = torch.full((len(codes), max(1, int(label_lengths.max()))), vocabulary.blank)
     for row, code in zip(labels, codes, strict=True):

@@ -19,13 +19,13 @@ from ..features import SAMPLE_RATE, LogMel, as_float, resample
 from ..logger import Run
 from ..speech.augment import (
     add_noise,
-    joined,
+    join_noises,
     noise_segments,
     reverberate,
     room_response,
     spec_augment,
 )
-from ..speech.corpora import Corpus, Sentences, speech_commands
+from ..speech.corpora import SpeechCorpus, Utterances, speech_commands
 from ..training import History, fit_one_cycle, load_weights
 from .ge2e import HOP, Embedder, slice_starts
 from .verification import all_pairs, cosine_scores, eer
@@ -286,7 +286,7 @@ def voice_augmentation(
 
     The rooms are made once and drawn from. `rt60` in s, `snr_db` in dB, both drawn evenly.
     """
-    noise = joined(noises).to(device)
+    noise = join_noises(noises).to(device)
     g = torch.Generator().manual_seed(seed)
     times = rt60[0] + (rt60[1] - rt60[0]) * torch.rand(rooms, generator=g)
     responses = room_response(times, g).to(device)
@@ -396,7 +396,7 @@ class Voices:
     speakers: list[str]
 
 
-def training_voices(profile: str, corpus: Corpus, speeds: Sequence[float] = SPEEDS) -> Voices:
+def training_voices(profile: str, corpus: SpeechCorpus, speeds: Sequence[float] = SPEEDS) -> Voices:
     """The speakers to train with: LibriSpeech's and Speech Commands' training parts, each at all `speeds`.
 
     In quick the bundled sentences' and words' voices. A voice at another speed counts as another speaker
@@ -424,9 +424,11 @@ def training_voices(profile: str, corpus: Corpus, speeds: Sequence[float] = SPEE
     )  # fmt: skip
 
 
-def few_of_each(part: Sentences, most: int, seconds: float = 4.0) -> tuple[list[Tensor], list[str]]:
+def few_of_each(
+    part: Utterances, most: int, seconds: float = 4.0
+) -> tuple[list[Tensor], list[str]]:
     """The first `most` utterances of each speaker, cut to `seconds`: waves and speakers, to validate with."""
-    chosen = part.first_of_each(most)
+    chosen = part.first_n_per_speaker(most)
     waves = [part.sound(i)[: round(seconds * SAMPLE_RATE)] for i in chosen]
     return waves, [part.speakers[i] for i in chosen]
 

@@ -14,7 +14,7 @@ from ..speech.augment import (
     add_noise,
     change_microphone,
     change_speed,
-    joined,
+    join_noises,
     noise_segments,
     play_at,
     spec_augment,
@@ -105,7 +105,7 @@ def augmentation(
     `features.change_microphone`), and in a share `noisy` of the clips noise at 0 to 25 dB. The noises are
     brought to one level and joined.
     """
-    noise = joined(noises)
+    noise = join_noises(noises)
 
     def augment(wave: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         wave = change_speed(as_float(wave), generator, 0.15 * min(strength, 1.5))

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ..device import gains_bf16
 from ..features import MFCC, SAMPLE_RATE, AudioError, as_float, resample, to_level
 from ..logger import Run, progress
-from ..speech.corpora import Sentences
+from ..speech.corpora import Utterances
 from ..speech.pack import to_int16
 from ..training import History, fit
 from .fastspeech import ParallelSynthesizer
@@ -34,7 +34,7 @@ from .tts_text import TextError, encode, encode_batch
 # --- material -----------------------------------------------------------------------------------------
 
 
-def waves_at(sentences: Sentences, rate: int = SAMPLE_RATE) -> list[Tensor]:
+def waves_at(sentences: Utterances, rate: int = SAMPLE_RATE) -> list[Tensor]:
     """The utterances as int16 or float waves `(time,)` at `rate` Hz."""
     if sentences.rate == rate:
         return [torch.from_numpy(np.array(sentences.wave(i))) for i in range(len(sentences))]
@@ -42,9 +42,9 @@ def waves_at(sentences: Sentences, rate: int = SAMPLE_RATE) -> list[Tensor]:
 
 
 def utterances(
-    parts: Sequence[Sentences], mel: SynthesisMel, longest: float, most: int = 10,
+    parts: Sequence[Utterances], mel: SynthesisMel, longest: float, most: int = 10,
     waves: Sequence[Tensor] | None = None,
-) -> Utterances:  # fmt: skip
+) -> TTSDataset:  # fmt: skip
     """Sentences of one or several sets as training data, each with the d-vector of its speaker.
 
     The mels are those of `mel`, at its rate; the d-vectors are computed at 16 kHz, each the mean over up to
@@ -69,7 +69,7 @@ Vocoder = Callable[[Tensor], Tensor]
 
 
 @dataclass
-class Utterances:
+class TTSDataset:
     """Spoken sentences in memory, padded: text `(n, letters)`, mel `(n, n_mels, frames)`, d-vectors `(n, 256)`.
 
     `numbers` are their places among what was given to `prepare`, which leaves some out.
@@ -86,9 +86,9 @@ class Utterances:
     def __len__(self) -> int:
         return len(self.text)
 
-    def to(self, device: torch.device) -> Utterances:
+    def to(self, device: torch.device) -> TTSDataset:
         tensors = [getattr(self, name).to(device) for name in TextBatch._fields]
-        return Utterances(*tensors, self.numbers, self.skipped)
+        return TTSDataset(*tensors, self.numbers, self.skipped)
 
     def batch(
         self, index: Tensor | Sequence[int], r: int, frames: int = 0, letters: int = 0
@@ -119,7 +119,7 @@ def prepare(
     mel: SynthesisMel,
     longest: float = 8.0,
     bar: bool = True,
-) -> Utterances:
+) -> TTSDataset:
     """Utterances as training data: silence trimmed, level made equal, mel and symbols computed once.
 
     `waves` `(time,)` each, float or int16, at `mel.settings.sample_rate`; `d_vectors` `(n, 256)`. Left out, and
@@ -158,7 +158,7 @@ def prepare(
     ).transpose(1, 2)
     text_lengths = torch.tensor([len(s) for s in symbols])
     mel_lengths = torch.tensor([m.shape[1] for m in mels])
-    sentences = Utterances(
+    sentences = TTSDataset(
         text, text_lengths, d_vectors[kept].float(), frames.contiguous(), mel_lengths, kept, skipped
     )  # fmt: skip
     return sentences.to(device)
@@ -198,7 +198,7 @@ class LengthBatches:
 
     def __init__(
         self,
-        sentences: Utterances,
+        sentences: TTSDataset,
         batch_size: int,
         r: int,
         *,

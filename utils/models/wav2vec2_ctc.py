@@ -32,10 +32,10 @@ from transformers.utils import cached_file, logging
 from ..device import autocast, pick_device, seed_everything, synchronize
 from ..features import SAMPLE_RATE
 from ..logger import Run, progress
-from ..speech.corpora import Sentences
+from ..speech.corpora import Utterances
 from ..training import Diverged, History, as_epoch_kwargs, resume, save_checkpoint, total_norm
 from . import ctc
-from .ctc import PAD, SEPARATOR, UNKNOWN, Batch, Errors, Vocabulary
+from .ctc import BLANK, SEPARATOR, UNKNOWN, Batch, Errors, Vocabulary
 
 
 def tiny_config(vocabulary: Vocabulary | None = None, **changes: Any) -> Wav2Vec2Config:
@@ -47,10 +47,10 @@ def tiny_config(vocabulary: Vocabulary | None = None, **changes: Any) -> Wav2Vec
         "num_codevectors_per_group": 8, "codevector_dim": 16, "proj_codevector_dim": 16,
         "num_negatives": 10,
     }  # fmt: skip
-    return _config(vocabulary, size | changes)
+    return ctc_config(vocabulary, size | changes)
 
 
-def _config(vocabulary: Vocabulary | None, size: Mapping[str, Any]) -> Wav2Vec2Config:
+def ctc_config(vocabulary: Vocabulary | None, size: Mapping[str, Any]) -> Wav2Vec2Config:
     vocabulary = vocabulary or Vocabulary()
     settings = {
         "vocab_size": len(vocabulary), "pad_token_id": vocabulary.blank, "bos_token_id": None,
@@ -61,14 +61,14 @@ def _config(vocabulary: Vocabulary | None, size: Mapping[str, Any]) -> Wav2Vec2C
     return Wav2Vec2Config(**(settings | dict(size)))
 
 
-def frames_of(samples, config: Wav2Vec2Config):
+def num_frames(samples, config: Wav2Vec2Config):
     """Frames that the convolutions make of so many samples (a number or a tensor); 0 for too few."""
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         samples = (samples - kernel) // stride + 1
     return samples.clamp(min=0) if torch.is_tensor(samples) else max(0, samples)
 
 
-class Recogniser(nn.Module):
+class Wav2Vec2CTC(nn.Module):
     """A `Wav2Vec2ForCTC` with its vocabulary.
 
     `(x, lengths)` to logits `(batch, frames, symbols)` and frames `(batch,)`. `x` is normalised waves
@@ -89,7 +89,7 @@ class Recogniser(nn.Module):
             )
         if model.config.pad_token_id != vocabulary.blank:
             raise ValueError(
-                f"the network's blank is symbol {model.config.pad_token_id}, the vocabulary's {PAD} is "
+                f"the network's blank is symbol {model.config.pad_token_id}, the vocabulary's {BLANK} is "
                 f"{vocabulary.blank}: set pad_token_id, or every letter is trained against the wrong blank."
             )
         self.model, self.vocabulary = model, vocabulary
@@ -109,7 +109,7 @@ class Recogniser(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         config = self.config
         features = self.encode(x) if x.ndim == 2 else x
-        frames = frames_of(lengths, config) if x.ndim == 2 else lengths
+        frames = num_frames(lengths, config) if x.ndim == 2 else lengths
         with torch.autocast(x.device.type, enabled=False):
             return self._letters(features.float(), frames), frames
 
@@ -135,7 +135,7 @@ def make_processor(
         numbers = {symbol: i for i, symbol in enumerate(vocabulary.symbols)}
         file.write_text(json.dumps(numbers), encoding="utf-8")
         tokenizer = Wav2Vec2CTCTokenizer(
-            str(file), bos_token=None, eos_token=None, unk_token=UNKNOWN, pad_token=PAD,
+            str(file), bos_token=None, eos_token=None, unk_token=UNKNOWN, pad_token=BLANK,
             word_delimiter_token=SEPARATOR,
         )  # fmt: skip
     masked = config is None or config.feat_extract_norm == "layer"
@@ -150,7 +150,7 @@ def load_recogniser(
     vocabulary: Vocabulary | None = None,
     device: torch.device | None = None,
     **changes: Any,
-) -> Recogniser:
+) -> Wav2Vec2CTC:
     """A recogniser from wherever its weights are, in evaluation mode.
 
     `source` is a `Wav2Vec2Config` (random weights), this repository's `NAME.safetensors` with its card, a
@@ -161,13 +161,13 @@ def load_recogniser(
     """
     vocabulary = vocabulary or Vocabulary()
     if isinstance(source, Wav2Vec2Config):
-        config = _changed(source.to_dict(), _head_of(vocabulary) | changes)
+        config = change_config(source.to_dict(), _head_of(vocabulary) | changes)
         model = Wav2Vec2ForCTC(config)
     elif str(source).endswith(".safetensors"):
         model, vocabulary = _load_small(Path(source), vocabulary, changes)
     else:
         model, vocabulary = _load_pretrained(str(source), vocabulary, changes)
-    return Recogniser(model, vocabulary).to(device or torch.device("cpu")).eval()
+    return Wav2Vec2CTC(model, vocabulary).to(device or torch.device("cpu")).eval()
 
 
 def _head_of(vocabulary: Vocabulary) -> dict[str, Any]:
@@ -177,17 +177,17 @@ def _head_of(vocabulary: Vocabulary) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> Wav2Vec2Config:
+def change_config(config: Mapping[str, Any], changes: Mapping[str, Any]) -> Wav2Vec2Config:
     return Wav2Vec2Config.from_dict({**config, **changes})
 
 
 def _load_small(
     path: Path, vocabulary: Vocabulary, changes: Mapping[str, Any]
 ) -> tuple[Wav2Vec2ForCTC, Vocabulary]:
-    card = _read_card(path)
+    card = read_card(path)
     if "symbols" in card:
         vocabulary = Vocabulary(tuple(card["symbols"]))
-    config = _changed(card["config"], _head_of(vocabulary) | dict(changes))
+    config = change_config(card["config"], _head_of(vocabulary) | dict(changes))
     model = Wav2Vec2ForCTC(config)
     state = {k: v.float() for k, v in load_file(path).items()}
     left = model.load_state_dict(state, strict=False)
@@ -202,7 +202,7 @@ def _load_small(
     return model, vocabulary
 
 
-def _read_card(path: Path) -> dict[str, Any]:
+def read_card(path: Path) -> dict[str, Any]:
     card = path.with_suffix(".json")
     if not path.is_file() or not card.is_file():
         raise RuntimeError(
@@ -238,7 +238,7 @@ def _load_pretrained(
         logging.set_verbosity(before)
 
 
-def save_folder(recogniser: Recogniser, folder: Path) -> None:
+def save_folder(recogniser: Wav2Vec2CTC, folder: Path) -> None:
     """Write model, tokenizer and feature extractor as `fine_tuned_model/` for `load_recogniser` or any HF tool."""
     recogniser.model.save_pretrained(folder)
     make_processor(recogniser.vocabulary, recogniser.config).save_pretrained(folder)
@@ -280,16 +280,18 @@ def ctc_losses(
 # --- examples, decoding, evaluation -------------------------------------------------------------------
 
 
-def fits(sentences: Sentences, config: Wav2Vec2Config, vocabulary: Vocabulary) -> np.ndarray:
+def has_enough_frames(
+    sentences: Utterances, config: Wav2Vec2Config, vocabulary: Vocabulary
+) -> np.ndarray:
     """Which utterances have frames enough for their text, so that CTC can learn them: `(utterances,)` of bool."""
     need = [
-        max(1, ctc.frames_needed(vocabulary.encode(ctc.normalise(text))))
+        max(1, ctc.frames_needed(vocabulary.encode(ctc.normalise_text(text))))
         for text in sentences.texts
     ]
-    return np.array([frames_of(int(n), config) for n in sentences.lengths]) >= need
+    return np.array([num_frames(int(n), config) for n in sentences.lengths]) >= need
 
 
-class Examples:
+class CTCDataset:
     """Sentences as batches for a recogniser; with `cached` the frozen convolutions run once, here.
 
     `lengths` `(utterances,)` are in samples, or frames when cached. Raises ValueError for another rate
@@ -299,16 +301,16 @@ class Examples:
 
     def __init__(
         self,
-        sentences: Sentences,
-        recogniser: Recogniser,
+        sentences: Utterances,
+        recogniser: Wav2Vec2CTC,
         cached: bool = False,
         strict: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         ctc.check_rate(sentences.rate)
         config, vocabulary = recogniser.config, recogniser.vocabulary
-        frames = np.array([frames_of(int(n), config) for n in sentences.lengths])
-        good = fits(sentences, config, vocabulary) if strict else frames > 0
+        frames = np.array([num_frames(int(n), config) for n in sentences.lengths])
+        good = has_enough_frames(sentences, config, vocabulary) if strict else frames > 0
         if not good.all():
             first = int(np.flatnonzero(~good)[0])
             raise ValueError(
@@ -373,12 +375,12 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
-    recogniser: Recogniser, examples: Sentences | Examples, batch_size: int = 16
+def evaluate_ctc(
+    recogniser: Wav2Vec2CTC, examples: Utterances | CTCDataset, batch_size: int = 16
 ) -> Evaluation:
     """Greedy decoding of a set, its mean loss per letter, and its error rates against the normalised texts."""
-    if isinstance(examples, Sentences):
-        examples = Examples(examples, recogniser)
+    if isinstance(examples, Utterances):
+        examples = CTCDataset(examples, recogniser)
     vocabulary, training = recogniser.vocabulary, recogniser.training
     recogniser.eval()
     log_probs: list[Tensor] = [torch.empty(0)] * len(examples)
@@ -389,7 +391,7 @@ def evaluate(
             logits, frames = recogniser(batch.x, batch.lengths)
             per_utterance = ctc_losses(logits, frames, batch, vocabulary.blank)
             count = int(frames.sum())
-            share = ctc.blank_share(logits, frames, vocabulary.blank)
+            share = ctc.blank_fraction(logits, frames, vocabulary.blank)
             losses, blanks = losses + float(per_utterance.sum()), blanks + share * count
             total += count
             rows = logits.float().log_softmax(-1).cpu()
@@ -400,7 +402,7 @@ def evaluate(
     outputs = [
         vocabulary.decode(ctc.collapse(p.argmax(-1).tolist(), vocabulary.blank)) for p in log_probs
     ]
-    references = [ctc.normalise(text) for text in examples.sentences.texts]
+    references = [ctc.normalise_text(text) for text in examples.sentences.texts]
     return Evaluation(
         outputs, log_probs, losses / len(examples), blanks / total,
         ctc.errors(references, outputs),
@@ -409,7 +411,7 @@ def evaluate(
 
 # --- fine-tuning --------------------------------------------------------------------------------------
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+CTC_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "AdamW": functools.partial(torch.optim.AdamW, betas=(0.9, 0.98), weight_decay=0.005),
     "RAdam": functools.partial(torch.optim.RAdam, betas=(0.9, 0.98)),
     "SGD": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True),
@@ -460,12 +462,12 @@ class FineTuning:
     def __post_init__(self) -> None:
         if self.cached and not self.frozen:
             raise ValueError("only the output of frozen convolutions can be cached")
-        for name, known in ((self.optimizer, OPTIMIZERS), (self.scheduler, SCHEDULES)):
+        for name, known in ((self.optimizer, CTC_OPTIMIZERS), (self.scheduler, SCHEDULES)):
             if name not in known:
                 raise ValueError(f"{name!r} is unknown: write one of {', '.join(known)}")
 
 
-def freeze_encoder(recogniser: Recogniser, frozen: bool = True) -> None:
+def freeze_encoder(recogniser: Wav2Vec2CTC, frozen: bool = True) -> None:
     """Whether the convolutions are trained."""
     extractor = recogniser.model.wav2vec2.feature_extractor
     extractor.requires_grad_(not frozen)
@@ -483,9 +485,9 @@ def make_accelerator():
 
 
 def fine_tune(
-    recogniser: Recogniser,
-    train: Sentences | Examples | Sequence[Sentences],
-    validation: Sentences | Examples,
+    recogniser: Wav2Vec2CTC,
+    train: Utterances | CTCDataset | Sequence[Utterances],
+    validation: Utterances | CTCDataset,
     settings: FineTuning,
     *,
     seed: int = 0,
@@ -505,9 +507,9 @@ def fine_tune(
     alone. Under `accelerate launch` each batch is shared out over the processes, so the same settings
     give the same training on any number of them; only the first writes.
 
-    Several trainings from one set of weights can share their cached `Examples`: give these instead of the
+    Several trainings from one set of weights can share their cached `CTCDataset`: give these instead of the
     sentences, made by a recogniser with the same convolutions. Raises ValueError for utterances that
-    cannot be learned (see Examples) and for cached ones when the convolutions are to be trained, Diverged
+    cannot be learned (see CTCDataset) and for cached ones when the convolutions are to be trained, Diverged
     when the loss of an epoch is not finite.
     """
     accelerator = make_accelerator()
@@ -518,17 +520,17 @@ def fine_tune(
     freeze_encoder(recogniser, settings.frozen)
     recogniser.to(accelerator.device)
 
-    def prepared(some: Sentences | Examples, strict: bool) -> Examples:
-        if isinstance(some, Sentences):
-            return Examples(some, recogniser, settings.cached, strict)
+    def prepared(some: Utterances | CTCDataset, strict: bool) -> CTCDataset:
+        if isinstance(some, Utterances):
+            return CTCDataset(some, recogniser, settings.cached, strict)
         if some.kept is not None and not settings.frozen:
             raise ValueError("only the output of frozen convolutions can be cached")
         return some
 
-    sets = [train] if isinstance(train, (Sentences, Examples)) else train
+    sets = [train] if isinstance(train, (Utterances, CTCDataset)) else train
     lessons = [prepared(some, True) for some in sets]
     held_out = prepared(validation, False)
-    references = [ctc.normalise(text) for text in held_out.sentences.texts[:3]]
+    references = [ctc.normalise_text(text) for text in held_out.sentences.texts[:3]]
 
     def batches_of(epoch: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
@@ -543,7 +545,7 @@ def fine_tune(
     below = [p for p in recogniser.model.wav2vec2.parameters() if p.requires_grad]
     encoder_lr = settings.lr if settings.encoder_lr is None else settings.encoder_lr
     groups = [{"params": head}, {"params": below, "lr": encoder_lr}]
-    optimizer = OPTIMIZERS[settings.optimizer](groups, lr=settings.lr)
+    optimizer = CTC_OPTIMIZERS[settings.optimizer](groups, lr=settings.lr)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: schedule_factor(settings.scheduler, step, steps)
     )
@@ -595,7 +597,7 @@ def fine_tune(
                     f"the loss is not finite in epoch {epoch + 1}: learning rate too large, or "
                     "ctc_zero_infinity off with an utterance too short for its text?"
                 )
-            found = evaluate(recogniser, held_out, settings.batch_size)
+            found = evaluate_ctc(recogniser, held_out, settings.batch_size)
             entry: dict[str, Any] = {
                 "epoch": epoch + 1, "train_loss": total.mean().item(),
                 "grad_norm": norm.mean().item(), "lr": rates[-1], "seconds": round(seconds, 3),

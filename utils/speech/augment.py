@@ -93,7 +93,7 @@ def add_noise(wave: Tensor, noise: Tensor, snr_db: Tensor | float) -> Tensor:
     return wave + gain * noise
 
 
-def joined(noises: Mapping[str, Tensor]) -> Tensor:
+def join_noises(noises: Mapping[str, Tensor]) -> Tensor:
     """Recordings `(time,)` brought to one level and joined to one `(time,)`; nothing where there are none."""
     parts = [n / n.square().mean().sqrt().clamp(min=1e-8) for n in noises.values()]
     return 0.1 * torch.cat(parts) if parts else torch.zeros(0)

@@ -16,7 +16,7 @@ from ..days import check_profile
 from ..features import as_float
 from ..sources.catalogue import SPLITS, read_lines
 from .augment import add_noise, change_microphone
-from .corpora import Clips, Corpus, Sentences, Words, speech_commands
+from .corpora import Clips, SpeechCorpus, Utterances, Words, speech_commands
 
 # --- connected words ----------------------------------------------------------------------------------
 
@@ -48,7 +48,7 @@ def draw_sequences(
 
 
 @dataclass(frozen=True)
-class Variation:
+class WaveAugmentation:
     """How training rows are varied: each word played up to the share `speed` faster or slower (pitch and vocal
     tract go with it), each row as through another microphone (`microphone` 1, see `features.change_microphone`;
     0 for none), and in a share `noisy` of the rows one of the recordings `noise` (joined, `(time,)`) at 5 to
@@ -85,8 +85,8 @@ def speak_sequences(
     classes: Sequence[str],
     sequences: Sequence[Sequence[str]],
     seed: int,
-    variation: Variation | None = None,
-) -> Sentences:
+    variation: WaveAugmentation | None = None,
+) -> Utterances:
     """The clips of each sequence one after another, as utterances.
 
     Each clip loses the silence at its ends and is brought to a level of its own (within 6 dB); the
@@ -114,7 +114,7 @@ def speak_sequences(
         waves.append((wave * 32767).round().numpy().astype(np.int16))
         texts.append(" ".join(classes[int(clips.y[i])].upper() for i in numbers))
         speakers.append("+".join(dict.fromkeys(clips.speakers[i] for i in numbers)))
-    return Sentences.of(waves, texts, speakers)
+    return Utterances.of(waves, texts, speakers)
 
 
 def _without_ends(wave: Tensor, under_db: float = 30.0, keep: int = 800) -> Tensor:
@@ -133,7 +133,7 @@ def _gap(rng: np.random.Generator, rms: Tensor) -> Tensor:
 
 def connected_words(
     profile: str, train: int | None = None, labels: float = 1.0, words: Words | None = None
-) -> Corpus:
+) -> SpeechCorpus:
     """Spoken words in a row, 3 to 6, no speaker in two parts: the corpus `NAME-connected`.
 
     `train` sequences are drawn from the training clips (by default 2,000; quick 160), of the share
@@ -144,7 +144,7 @@ def connected_words(
     quick = check_profile(profile) == "quick"
     words = words or speech_commands(profile if quick else "study")
     count = max(1, round((train or (160 if quick else 2000)) * labels))
-    some = share_of_speakers(words.train, labels)
+    some = fraction_of_speakers(words.train, labels)
     sequences = {"train": draw_sequences(some, count, seed=1)}
     for seed, part in ((2, "validation"), (3, "test")):
         sequences[part] = (
@@ -157,7 +157,7 @@ def connected_words(
         for seed, (part, names) in enumerate(sequences.items())
     ]
     name = f"{words.name}-connected"
-    return Corpus(name, *parts, name)
+    return SpeechCorpus(name, *parts, name)
 
 
 def curriculum(
@@ -165,17 +165,17 @@ def curriculum(
     epochs: Sequence[tuple[int, tuple[int, int]]],
     labels: float = 1.0,
     different: int = 8,
-    variation: Variation | None = None,
+    variation: WaveAugmentation | None = None,
     first: int = 100,
-) -> list[Sentences]:
+) -> list[Utterances]:
     """A training set for each epoch: so many sequences of so many words, e.g. `[(1000, (1, 2)), (500, (3, 6))]`.
 
     From the clips of the share `labels` of the training speakers. Epochs of one kind differ, until the
     ninth hears the first one's sequences again (`different`): a set that is held twice is held once.
     `variation` is that of `speak_sequences`; `first` is the seed of the first lesson of each kind.
     """
-    some = share_of_speakers(words.train, labels)
-    made: dict[tuple, Sentences] = {}
+    some = fraction_of_speakers(words.train, labels)
+    made: dict[tuple, Utterances] = {}
     lessons, seen = [], Counter()
     for count, lengths in epochs:
         seed = first + seen[count, lengths] % different
@@ -188,7 +188,7 @@ def curriculum(
     return lessons
 
 
-def share_of_speakers(clips: Clips, share: float, seed: int = 0) -> Clips:
+def fraction_of_speakers(clips: Clips, share: float, seed: int = 0) -> Clips:
     """The clips of randomly chosen speakers until the share `share` of all clips is reached."""
     if not 0 < share <= 1:
         raise ValueError(f"a share between 0 and 1 is wanted, not {share}")

@@ -46,10 +46,10 @@ class Clips(Split):
             [self.speakers[i] for i in numbers],
         )
 
-    def sentences(self, classes: Sequence[str]) -> Sentences:
+    def sentences(self, classes: Sequence[str]) -> Utterances:
         """The clips as sentences of one word each, which is the clip's of `classes`."""
         words = [classes[i] for i in self.y]
-        return Sentences.of(list(self.x.numpy()), words, self.speakers)
+        return Utterances.of(list(self.x.numpy()), words, self.speakers)
 
 
 @dataclass
@@ -180,7 +180,7 @@ def sample_words() -> Words:
 
 
 @dataclass
-class Sentences:
+class Utterances:
     """Utterances of any length: one row of samples, and for each utterance its text, speaker and name.
 
     `samples` int16 `(all samples,)`, a view into a packed file where there is one; utterance i is
@@ -203,7 +203,7 @@ class Sentences:
         speakers: Sequence[str],
         names: Sequence[str] | None = None,
         rate: int = SAMPLE_RATE,
-    ) -> Sentences:
+    ) -> Utterances:
         """From int16 waves `(time,)`, one after another; without `names` they are numbered."""
         if not len(waves) == len(texts) == len(speakers):
             raise ValueError(f"{len(waves)} waves, {len(texts)} texts and {len(speakers)} speakers")
@@ -214,7 +214,7 @@ class Sentences:
         return cls(samples, starts, lengths, list(texts), list(speakers), names, rate)
 
     @classmethod
-    def together(cls, parts: Sequence[Sentences]) -> Sentences:
+    def together(cls, parts: Sequence[Utterances]) -> Utterances:
         """Several parts of one rate as one. Raises ValueError for several rates."""
         rates = {part.rate for part in parts}
         if len(rates) != 1:
@@ -227,7 +227,7 @@ class Sentences:
             rates.pop(),
         )
 
-    def at(self, rate: int) -> Sentences:
+    def at(self, rate: int) -> Utterances:
         """The same utterances at `rate` Hz."""
         if self.rate == rate:
             return self
@@ -251,16 +251,16 @@ class Sentences:
         sound = as_float(torch.from_numpy(np.array(self.wave(i))))
         return resample(sound, self.rate, rate).clamp(-1, 1) if rate else sound
 
-    def take(self, which: Sequence[int] | np.ndarray) -> Sentences:
+    def take(self, which: Sequence[int] | np.ndarray) -> Utterances:
         """The utterances of these numbers (or of a mask of booleans), in this order; the samples stay shared."""
         numbers = np.arange(len(self))[np.asarray(which)]
-        return Sentences(
+        return Utterances(
             self.samples, self.starts[numbers], self.lengths[numbers],
             [self.texts[i] for i in numbers], [self.speakers[i] for i in numbers],
             [self.names[i] for i in numbers], self.rate,
         )  # fmt: skip
 
-    def first_of_each(self, most: int) -> list[int]:
+    def first_n_per_speaker(self, most: int) -> list[int]:
         """The numbers of the first `most` utterances of every speaker."""
         seen: dict[str, int] = {}
         chosen = []
@@ -281,17 +281,17 @@ class Sentences:
 
 
 @dataclass
-class Corpus:
-    """Sentences in three parts; `name` is what is trained on, `test_name` what is tested on, for the table."""
+class SpeechCorpus:
+    """Utterances in three parts; `name` is what is trained on, `test_name` what is tested on, for the table."""
 
     name: str
-    train: Sentences
-    validation: Sentences
-    test: Sentences
+    train: Utterances
+    validation: Utterances
+    test: Utterances
     test_name: str
 
 
-def librispeech(profile: str) -> Corpus:
+def librispeech(profile: str) -> SpeechCorpus:
     """Read sentences at 16 kHz, no speaker in two parts, transcripts in capitals with apostrophes.
 
     quick: the bundled `sample-sentences` by voice (11, 2 and 2 voices, lower case). study: LibriSpeech
@@ -331,10 +331,10 @@ def librispeech(profile: str) -> Corpus:
         ]
         _check_complete(items, names, part, folder, day=9)
         parts.append(_packed(f"{found[source]}_{profile}_{part}", items))
-    return Corpus(found["dev"], *parts, found["test"])
+    return SpeechCorpus(found["dev"], *parts, found["test"])
 
 
-def kathleen(profile: str) -> Corpus:
+def kathleen(profile: str) -> SpeechCorpus:
     """One speaker who reads CMU ARCTIC's prompts, 22.05 kHz, no text in two parts.
 
     quick: the bundled `sample-sentences` by text (130, 10 and 10 of them, many voices, 16 kHz). study,
@@ -354,7 +354,7 @@ def kathleen(profile: str) -> Corpus:
         items = [Item(n, files[n][1], files[n][0], "kathleen") for n in names if n in files]
         _check_complete(items, names, part, data.data_root() / "kathleen", day=11)
         parts.append(_packed(f"{found}_{part}", items, KATHLEEN_RATE))
-    return Corpus(found, *parts, found)
+    return SpeechCorpus(found, *parts, found)
 
 
 KATHLEEN_RATE = 22_050
@@ -371,19 +371,19 @@ def _check_complete(
         )
 
 
-def _packed(stem: str, items: Sequence[Item], rate: int = SAMPLE_RATE) -> Sentences:
-    """The pack of these items, whose labels are the texts, as Sentences."""
+def _packed(stem: str, items: Sequence[Item], rate: int = SAMPLE_RATE) -> Utterances:
+    """The pack of these items, whose labels are the texts, as utterances."""
     p = pack(packs() / f"{stem}.pack", items, rate)
-    return Sentences(p.samples, p.starts, p.lengths, p.labels, p.speakers, p.names, rate)
+    return Utterances(p.samples, p.starts, p.lengths, p.labels, p.speakers, p.names, rate)
 
 
-def _sample_sentences(by: str, ends: tuple[int, int]) -> Corpus:
+def _sample_sentences(by: str, ends: tuple[int, int]) -> SpeechCorpus:
     """The bundled sentences, their voices (or texts) parted at these two places of the list."""
     index, samples = read_sample("sentences")
     starts = np.array([int(row["start"]) for row in index], np.int64)
     lengths = np.array([int(row["length"]) for row in index], np.int64)
     voices = [row["voice"] for row in index]
-    every = Sentences(
+    every = Utterances(
         samples, starts, lengths, [row["text"] for row in index], voices,
         [f"sentence-{i:03d}" for i in range(len(index))],
     )  # fmt: skip
@@ -391,7 +391,7 @@ def _sample_sentences(by: str, ends: tuple[int, int]) -> Corpus:
     number = np.array([order[row[by]] for row in index])
     masks = (number < ends[0], (number >= ends[0]) & (number < ends[1]), number >= ends[1])
     name = "sample-sentences"
-    return Corpus(name, *(every.take(mask) for mask in masks), name)
+    return SpeechCorpus(name, *(every.take(mask) for mask in masks), name)
 
 
 # --- noises ---------------------------------------------------------------------------------------
