@@ -13,11 +13,9 @@ from utils.features import as_float
 from utils.models.ecapa_tdnn import whole_windows
 from utils.models.ge2e import Embedder
 
-# --- SpeechBrain's ECAPA ------------------------------------------------------------------------------
-
 
 class SpeechBrainECAPA(Embedder):
-    """SpeechBrain's `EncoderClassifier` behind the same two calls. Whole utterances, as it is meant to be used."""
+    """SpeechBrain's `EncoderClassifier` behind the same two calls; `embed` takes whole utterances, as they do."""
 
     frames, rate = 300, 0.67
 
@@ -47,10 +45,10 @@ def load_ecapa(
     device: torch.device | str = "cpu",
     cache: Path | None = None,
 ) -> SpeechBrainECAPA:
-    """SpeechBrain's ECAPA-TDNN by a hub name (84 MB) or from a local folder that holds the same files.
+    """SpeechBrain's ECAPA-TDNN by a hub name (84 MB) or from a local folder with the same files.
 
-    `cache` is where the hub's files go. Raises OSError or RuntimeError of SpeechBrain's own where there is no
-    network and no folder.
+    `cache` is the folder for the hub's files. Without network and folder, SpeechBrain raises OSError or
+    RuntimeError.
     """
     from speechbrain.inference.speaker import EncoderClassifier
 
@@ -63,61 +61,22 @@ def load_ecapa(
         run_opts={"device": str(device)},
     )
     if classifier is None:
-        raise RuntimeError(f"SpeechBrain made nothing of {source}")
+        raise RuntimeError(f"SpeechBrain could not load {source}")
     return SpeechBrainECAPA(classifier)
 
 
-ECAPA_FILE = """\
-pretrained_path: {folder}
-compute_features: !new:speechbrain.lobes.features.Fbank
-    n_mels: 80
-mean_var_norm: !new:speechbrain.processing.features.InputNormalization
-    norm_type: sentence
-    std_norm: False
-embedding_model: !new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
-    input_size: 80
-    channels: [{c}, {c}, {c}, {c}, {pooled}]
-    kernel_sizes: [5, 3, 3, 3, 1]
-    dilations: [1, 2, 3, 4, 1]
-    attention_channels: {attention}
-    lin_neurons: 192
-classifier: !new:speechbrain.lobes.models.ECAPA_TDNN.Classifier
-    input_size: 192
-    out_neurons: 10
-modules:
-    compute_features: !ref <compute_features>
-    mean_var_norm: !ref <mean_var_norm>
-    embedding_model: !ref <embedding_model>
-    classifier: !ref <classifier>
-pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
-    loadables:
-        embedding_model: !ref <embedding_model>
-        classifier: !ref <classifier>
-    paths:
-        embedding_model: !ref <pretrained_path>/embedding_model.ckpt
-        classifier: !ref <pretrained_path>/classifier.ckpt
-"""
-"""A folder as `load_ecapa` reads it, in SpeechBrain's own language for settings."""
-
-
 def save_random_ecapa(folder: Path, channels: int = 1024) -> Path:
-    """A randomly initialised ECAPA-TDNN on disk in SpeechBrain's form, to exercise `load_ecapa` without network.
+    """A randomly initialised ECAPA-TDNN on disk in SpeechBrain's form, to try `load_ecapa` without network.
 
-    It knows no voices. 1024 channels are the size of `speechbrain/spkrec-ecapa-voxceleb`.
+    1024 channels are the size of `speechbrain/spkrec-ecapa-voxceleb`.
     """
-    from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier
+    from hyperpyyaml import load_hyperpyyaml
 
+    text = Path(__file__).with_name("ecapa_hyperparams.yaml").read_text(encoding="utf-8")
+    text = text.replace("channels: 1024", f"channels: {channels}", 1)
+    modules = load_hyperpyyaml(text)["modules"]
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = {"c": channels, "pooled": 3 * channels, "attention": max(8, channels // 8)}
-    model = ECAPA_TDNN(
-        80,
-        channels=[channels] * 4 + [3 * channels],
-        attention_channels=sizes["attention"],
-        lin_neurons=192,
-    )
-    torch.save(model.state_dict(), folder / "embedding_model.ckpt")
-    head = Classifier(192, out_neurons=10)
-    torch.save(head.state_dict(), folder / "classifier.ckpt")
-    text = ECAPA_FILE.format(folder=folder.resolve(), **sizes)
+    for name in ("embedding_model", "classifier"):
+        torch.save(modules[name].state_dict(), folder / f"{name}.ckpt")
     (folder / "hyperparams.yaml").write_text(text, encoding="utf-8")
     return folder

@@ -1,4 +1,7 @@
-"""Trials of speaker verification, identification, score normalisation, curves and calibration."""
+"""Trials of speaker verification, minDCF, score normalisation, calibration and identification.
+
+`python -m Day13_Speaker_Verification.trials` writes the committed list of trials again.
+"""
 
 from __future__ import annotations
 
@@ -11,50 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import det_curve
 
-from utils.models.verification import _parted, eer, mean_embeddings
-from utils.sources.catalogue import SPLITS, read_lines
+from utils.data import data_root
+from utils.models.verification import eer, mean_embeddings, split_scores
+from utils.sources.catalogue import SPLITS, librispeech_names, read_lines
 
 TRIALS = SPLITS / "librispeech_test_clean_trials.txt"
 """The committed list of trials of LibriSpeech test-clean."""
-
-
-def operating_points(
-    scores: ArrayLike, same: ArrayLike
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """False alarm rates, miss rates and thresholds at every distinct score, from strict to lenient.
-
-    The first point rejects everything (threshold infinity), the last accepts everything. Arrays of
-    one length, at most trials + 1.
-    """
-    target, other = _parted(scores, same)
-    thresholds = np.unique(np.concatenate([target, other]))
-    below_other = np.searchsorted(np.sort(other), thresholds)
-    below_target = np.searchsorted(np.sort(target), thresholds)
-    false_alarm = np.append(1 - below_other / len(other), 0.0)
-    miss = np.append(below_target / len(target), 1.0)
-    return false_alarm[::-1], miss[::-1], np.append(thresholds, np.inf)[::-1]
-
-
-def roc_points(scores: ArrayLike, same: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """False alarm rate and hit rate (1 - miss) at every threshold: the ROC curve."""
-    false_alarm, miss, _ = operating_points(scores, same)
-    return false_alarm, 1 - miss
-
-
-def det_points(scores: ArrayLike, same: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """False alarm and miss rate on the normal-deviate scale, ends left out (Martin et al., 1997).
-
-    Normal scores give a straight line; `probit` of a rate gives the place of its tick.
-    """
-    false_alarm, miss, _ = operating_points(scores, same)
-    inside = (false_alarm > 0) & (false_alarm < 1) & (miss > 0) & (miss < 1)
-    return probit(false_alarm[inside]), probit(miss[inside])
-
-
-def probit(rate: ArrayLike) -> np.ndarray:
-    """The normal deviate below which a share `rate` lies."""
-    return torch.special.ndtri(torch.as_tensor(np.asarray(rate, float))).numpy()
 
 
 def min_dcf(
@@ -64,16 +32,18 @@ def min_dcf(
     c_miss: float = 1.0,
     c_false_alarm: float = 1.0,
 ) -> float:
-    """Least detection cost over all thresholds, 1 for a system that knows nothing (NIST SRE).
+    """Minimum detection cost over all thresholds (NIST SRE); 1 for a system that carries no information.
 
     C = c_miss * P_miss * p_target + c_false_alarm * P_fa * (1 - p_target), divided by the cost of the
     better of accepting all and rejecting all. Raises ValueError for a prior outside 0..1.
     """
     if not 0 < p_target < 1:
         raise ValueError(f"p_target is a probability between 0 and 1, not {p_target}")
-    false_alarm, miss, _ = operating_points(scores, same)
+    split_scores(scores, same)
+    false_alarm, miss, _ = det_curve(same, scores)
     accept, reject = c_false_alarm * (1 - p_target), c_miss * p_target
-    return float((reject * miss + accept * false_alarm).min() / min(accept, reject))
+    cost = (reject * miss + accept * false_alarm).min() / min(accept, reject)
+    return min(1.0, float(cost))  # rejecting all lies off the curve
 
 
 def as_norm(
@@ -85,16 +55,16 @@ def as_norm(
 ) -> np.ndarray:
     """Adaptive symmetric score normalisation, AS-norm1 (Matejka et al., 2017, Interspeech).
 
-    A score is measured in standard deviations above the mean of what each of its two sides scores
-    against its own nearest `top` of a cohort `(cohort, dim)` of other speakers (utterances, or one mean
-    embedding a speaker); the two results are averaged. Raises ValueError for a cohort of less than 2.
+    Each score is expressed in standard deviations above the mean of what one side of the trial scores against
+    its `top` most similar members of a cohort `(cohort, dim)` of other speakers (utterances, or one mean
+    embedding a speaker); the results for the two sides are averaged. Raises ValueError for a cohort below 2.
     """
     top = min(top, len(cohort))
     if top < 2:
         raise ValueError("score normalisation needs a cohort of at least 2 embeddings")
     unit = torch.nn.functional.normalize(embeddings.double(), dim=1)
     others = torch.nn.functional.normalize(cohort.double(), dim=1).to(unit.device)
-    nearest = (unit @ others.T).topk(top, dim=1).values
+    nearest = (unit @ others.T).topk(top, dim=1).values  # (utterances, top)
     mean = nearest.mean(1).cpu().numpy()
     std = nearest.std(1).clamp(min=1e-9).cpu().numpy()
     scores, (a, b) = np.asarray(scores, float), np.asarray(pairs).T
@@ -105,9 +75,9 @@ def as_norm(
 class Calibration:
     """What a score means: the threshold at the EER, and the log odds `slope * score + offset`.
 
-    Learnt on other speakers than those it is used on. `agreement` is the least likeness of the two halves of
-    a recording that passes as one speaker (see `utils.speakers`); nan where it was not learnt. `centre` `(dim,)`
-    is what is subtracted from embeddings before they are scored (see `centred`); None for nothing.
+    Fitted on other speakers than those it is used on. `agreement` is the lowest similarity of the two halves of
+    a recording that passes as one speaker (see `verify.agreement`); nan where it was not measured. `centre`
+    `(dim,)` is subtracted from embeddings before they are scored (see `centred`); None for nothing.
     """
 
     threshold: float
@@ -118,7 +88,7 @@ class Calibration:
     centre: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
     def probability(self, score: float) -> float:
-        """Probability that one speaker said both, if same and different were equally likely before."""
+        """Probability of one speaker, when same and different speakers are equally likely beforehand."""
         odds = self.slope * score + self.offset
         return float(torch.sigmoid(torch.tensor(odds, dtype=torch.float64)))
 
@@ -127,31 +97,23 @@ class Calibration:
         return f"threshold {self.threshold:.3f} (EER {self.eer:.2%}), {odds}, agreement {self.agreement:.3f}"
 
 
-def calibrate(scores: ArrayLike, same: ArrayLike, steps: int = 50) -> Calibration:
-    """Threshold and logistic fit from scored trials of other speakers (Platt, 1999).
+def calibrate(scores: ArrayLike, same: ArrayLike) -> Calibration:
+    """Threshold and logistic regression from scored trials of other speakers (Platt, 1999).
 
-    Both kinds of trials weigh the same, whatever their numbers. Labels are drawn in by Platt's rule,
-    (n + 1) / (n + 2) and 1 / (n + 2), so that scores which never overlap still give finite odds.
+    Both kinds of trials have the same total weight, whatever their numbers. Platt's soft labels,
+    (n + 1) / (n + 2) and 1 / (n + 2), keep the odds finite where the scores do not overlap.
     """
-    target, other = _parted(scores, same)
-    best = eer(scores, same)
-    x = np.concatenate([target, other]).astype(float)
-    centre, width = x.mean(), x.std() or 1.0
-    z = np.stack([(x - centre) / width, np.ones_like(x)], 1)
-    high, low = (len(target) + 1) / (len(target) + 2), 1 / (len(other) + 2)
-    goal = np.repeat([high, low], [len(target), len(other)])
-    weight = np.repeat([0.5 / len(target), 0.5 / len(other)], [len(target), len(other)])
-    beta = np.zeros(2)
-    for _ in range(steps):  # Newton's method on a convex loss of two unknowns
-        p = 1 / (1 + np.exp(-(z @ beta)))
-        slope = z.T @ (weight * (p - goal))
-        bend = (z * (weight * p * (1 - p))[:, None]).T @ z + 1e-9 * np.eye(2)
-        step = np.linalg.solve(bend, slope)
-        beta -= step * min(1.0, 2.0 / np.abs(step).max()) if step.any() else 0
-        if np.abs(step).max() < 1e-10:
-            break
-    scale, offset = beta[0] / width, beta[1] - beta[0] * centre / width
-    return Calibration(best.threshold, float(scale), float(offset), best.rate)
+    threshold, rate = reversed(eer(scores, same))
+    x, y, weights = [], [], []
+    for kind, part in zip((1, 0), split_scores(scores, same), strict=True):
+        n = len(part)
+        for label, label_weight in ((kind, (n + 1) / (n + 2)), (1 - kind, 1 / (n + 2))):
+            x.append(part)
+            y.append(np.full(n, label))
+            weights.append(np.full(n, label_weight / n))
+    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-9)
+    model.fit(np.concatenate(x)[:, None], np.concatenate(y), np.concatenate(weights))
+    return Calibration(threshold, float(model.coef_[0, 0]), float(model.intercept_[0]), rate)
 
 
 # --- identification -----------------------------------------------------------------------------------
@@ -159,7 +121,7 @@ def calibrate(scores: ArrayLike, same: ArrayLike, steps: int = 50) -> Calibratio
 
 @dataclass(frozen=True)
 class Identification:
-    """Closed-set identification: `names` of the enrolled, and for each test utterance who it was taken for."""
+    """Closed-set identification: `names` of the enrolled speakers, true and predicted number of each test item."""
 
     names: list[str]
     items: np.ndarray
@@ -168,7 +130,7 @@ class Identification:
 
     @property
     def right(self) -> np.ndarray:
-        """True where the speaker was named rightly, `(test utterances,)`."""
+        """True where the speaker was identified correctly, `(test utterances,)`."""
         return self.truth == self.predicted
 
     @property
@@ -180,7 +142,7 @@ class Identification:
 def identify(
     embeddings: torch.Tensor, speakers: Sequence[str], enrol: int = 3, seed: int = 0
 ) -> Identification:
-    """Enrol each speaker with the mean of `enrol` random utterances; name the speaker of all others.
+    """Enrol each speaker with the mean of `enrol` random utterances; identify the speaker of all others.
 
     `embeddings` `(utterances, dim)`. Raises ValueError when a speaker has no utterance left to test.
     """
@@ -236,12 +198,6 @@ class Trials:
         kinds = np.where((a == "") | (b == ""), "sex unknown", kinds)
         return np.where(self.same, "same speaker", kinds)
 
-    @property
-    def same_sex(self) -> np.ndarray:
-        """True where the sexes of both sides are known and equal, `(trials,)`; same-speaker trials included."""
-        a, b = np.asarray(self.sexes)[self.pairs].T
-        return (a == b) & (a != "")
-
 
 def make_trials(
     names: Sequence[str],
@@ -253,9 +209,9 @@ def make_trials(
 ) -> Trials:
     """Distinct trials: for each speaker up to `same` pairs of its own, and `other` against other speakers.
 
-    Of the latter half are against speakers of the same sex and half of the other, where `sexes`
-    (speaker to "M" or "F") knows it. The draws use only `random.Random.random`, whose numbers Python
-    guarantees from version to version, so the same names and seed give the same list anywhere.
+    Half of the latter are against speakers of the same sex and half of the other, where `sexes`
+    (speaker to "M" or "F") contains everybody. The draws use only `random.Random.random`, whose numbers are
+    the same in every version of Python, so the same names and seed give the same list anywhere.
     """
     rng = random.Random(seed)
     order = sorted(range(len(names)), key=lambda i: (speakers[i], names[i]))
@@ -290,9 +246,9 @@ def make_trials(
 
 
 def write_trials(path: Path, trials: Trials, comment: str) -> None:
-    """One line an utterance: its name, its speaker's sex (`-` unknown), and the lines it is tried against.
+    """One line an utterance: its name, speaker, sex (`-` unknown), and the numbers of the lines it is paired with.
 
-    Lines count from 0 after the comment. Names stand once, so 36,000 trials take about 200 kB.
+    Lines count from 0 after the comment. Each name is written once, so 36,000 trials take about 200 kB.
     """
     partners: list[list[str]] = [[] for _ in trials.names]
     for a, b in trials.pairs.tolist():
@@ -317,11 +273,20 @@ def read_trials(path: Path = TRIALS) -> Trials:
     return Trials(names, speakers, sexes, np.array(pairs, np.int64).reshape(-1, 2))
 
 
-def read_sexes(path: Path) -> dict[str, str]:
-    """Speaker to "M" or "F", from LibriSpeech's SPEAKERS.TXT."""
-    rows = [
-        line.split("|")
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if line and not line.startswith(";")
-    ]
-    return {row[0].strip(): row[1].strip() for row in rows}
+def committed_trials() -> Trials:
+    """The trials of TRIALS made anew from LibriSpeech on this machine: its utterances, SPEAKERS.TXT for the sexes.
+
+    Raises FileNotFoundError where LibriSpeech or an utterance of the list is missing.
+    """
+    folder = data_root() / "LibriSpeech"
+    rows = [line.split("|") for line in (folder / "SPEAKERS.TXT").read_text("utf-8").splitlines()]
+    sexes = {row[0].strip(): row[1].strip() for row in rows if len(row) > 1 and row[0][0] != ";"}
+    names = read_trials().names
+    if missing := set(names) - set(librispeech_names(data_root(), "test-clean")):
+        raise FileNotFoundError(f"{len(missing)} utterances of the list are not in {folder}")
+    return make_trials(names, [n.split("-")[0] for n in names], sexes)
+
+
+if __name__ == "__main__":
+    comment = [line[2:] for line in TRIALS.read_text("utf-8").splitlines() if line[0] == "#"]
+    write_trials(TRIALS, committed_trials(), "\n".join(comment))

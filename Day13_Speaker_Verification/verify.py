@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,26 +12,23 @@ from torch.nn import functional as F
 
 from utils.features import SAMPLE_RATE, AudioError, read_audio, to_mono
 from utils.models.ge2e import Embedder
-from utils.models.verification import all_pairs, cosine_scores
+from utils.models.verification import cosine_scores
 
-from .trials import Calibration, calibrate
+from .trials import Calibration
 
 SHORTEST = 0.5
-"""Seconds: a recording that is shorter says too little of a voice."""
+"""Seconds: a shorter recording has too little speech to compare voices."""
 
 SILENCE_DB = -60.0
-"""RMS in dB of full scale under which a recording counts as silent."""
-
-
-# --- one's own recordings -----------------------------------------------------------------------------
+"""RMS in dB of full scale below which a recording counts as silent."""
 
 
 def agreement(partials: Tensor, least: int = 2) -> float:
-    """How alike the two halves of a recording's voice are: the cosine between two groups of its windows.
+    """Whether a recording has one voice: the cosine between two groups of its windows.
 
-    `partials` `(windows, dim)` unit vectors, parted by k-means with k = 2 on the sphere from the two least
-    alike. Near 1 for one speaker, low where two take turns. 1.0 where that cannot be seen: fewer than four
-    windows, or a group of fewer than `least` (one odd window is a cough, no second speaker).
+    `partials` `(windows, dim)` are unit vectors. Spherical k-means with k = 2 groups them, starting from the two
+    that differ most. Near 1 for one speaker, low where two take turns. 1.0 where it cannot be measured: fewer
+    than `2 * least` windows, or a group of fewer than `least` (a cough, not a second speaker).
     """
     if len(partials) < 2 * least:
         return 1.0
@@ -48,28 +44,9 @@ def agreement(partials: Tensor, least: int = 2) -> float:
     return float(centres[0] @ centres[1])
 
 
-def calibrate_encoder(
-    encoder: Embedder,
-    waves: Sequence[Tensor],
-    speakers: Sequence[str],
-    centre: Tensor | None = None,
-) -> Calibration:
-    """Threshold, logistic fit and least agreement from utterances of other speakers than those to verify.
-
-    All pairs of the utterances are the trials. With a `centre` `(dim,)`, the mean embedding of many people, these
-    and what is verified later are centred first; that of few people may make things worse. An agreement lower
-    than that of 99 % of these recordings, each by one speaker, is what `verify` warns of.
-    """
-    pairs, same = all_pairs(speakers)
-    scores = cosine_scores(encoder.embed(waves), pairs, centre)
-    halves = [agreement(encoder.partials(wave)) for wave in waves]
-    least = float(np.quantile(halves, 0.01))
-    return replace(calibrate(scores, same), agreement=least, centre=centre)
-
-
 @dataclass(frozen=True)
 class Verdict:
-    """What `verify` found. `probability` that one speaker said both; `warnings` are reasons to doubt it."""
+    """Result of `verify`: `probability` of one speaker; `warnings` are reasons to doubt it."""
 
     score: float
     threshold: float
@@ -99,11 +76,11 @@ Sound = str | Path | np.ndarray | Tensor
 def verify(
     encoder: Embedder, calibration: Calibration, a: Sound, b: Sound, rate: int = SAMPLE_RATE
 ) -> Verdict:
-    """Did one speaker say both? `a` and `b` are files of any rate, or samples at `rate` Hz.
+    """Is it one speaker? `a` and `b` are files of any sample rate, or samples at `rate` Hz.
 
-    `calibration` comes from `calibrate_encoder` on other speakers. Raises AudioError, naming the recording, for
-    what says nothing of a voice: no samples, silence, less than half a second. Two voices in one
-    recording, a narrow band (telephone, 8 kHz) and little speech give an answer with a warning.
+    `calibration` was fitted with the same encoder on other speakers. Raises AudioError, naming the recording,
+    for no samples, silence, or less than half a second. Two voices in one recording, a narrow band (telephone,
+    8 kHz) and little speech give an answer with a warning.
     """
     warnings: list[str] = []
     waves = [_checked(x, rate, name, warnings) for x, name in ((a, "a"), (b, "b"))]
@@ -111,7 +88,7 @@ def verify(
         halves = agreement(encoder.partials(wave))
         if halves < calibration.agreement:
             warnings.append(
-                f"recording {name} seems to hold two voices (agreement {halves:.3f}, one voice has at "
+                f"recording {name} seems to have two voices (agreement {halves:.3f}, one voice has at "
                 f"least {calibration.agreement:.3f}): cut it to one speaker"
             )
     score = float(cosine_scores(encoder.embed(waves), [[0, 1]], calibration.centre)[0])
@@ -119,11 +96,11 @@ def verify(
 
 
 def _checked(sound: Sound, rate: int, name: str, warnings: list[str]) -> Tensor:
-    """The recording at 16 kHz; adds what makes an answer doubtful to `warnings`."""
+    """The recording `(time,)` at 16 kHz; reasons to doubt the answer are appended to `warnings`."""
     if isinstance(sound, (str, Path)):
         import soundfile
 
-        wave = read_audio(sound)  # says what is wrong with the file before its header is asked
+        wave = read_audio(sound)  # its errors are clearer than those of reading the header
         rate = soundfile.info(sound).samplerate
     else:
         wave = to_mono(sound, rate, name=f"recording {name}")
@@ -139,10 +116,10 @@ def _checked(sound: Sound, rate: int, name: str, warnings: list[str]) -> Tensor:
             f"Recording {name} is silent ({level:.0f} dB of full scale): is the microphone on?"
         )
     if seconds < 1.6:
-        warnings.append(f"recording {name} has {seconds:.1f} s only: 5 s are good")
+        warnings.append(f"recording {name} has only {seconds:.1f} s: 5 s are good")
     if rate < SAMPLE_RATE:
         warnings.append(
-            f"recording {name} has {rate} Hz: what a voice has above {rate // 2} Hz is missing, and the "
-            "threshold was learnt on wide-band speech"
+            f"recording {name} has {rate} Hz: nothing above {rate // 2} Hz is in it, and the threshold "
+            "was chosen on wide-band speech"
         )
     return wave

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 from dataclasses import replace
@@ -513,7 +514,7 @@ def test_noise_is_parted_in_time():
 )
 def test_the_noises_of_day_14_are_other_recordings_in_the_test():
     some = day14_train.day14_noises("study")
-    assert some.name == "esc10+speech_commands_v1-noise"
+    assert re.fullmatch(r"esc10.*\+speech_commands_v\d.*-noise", some.name)
     for part in (some.train, some.test):
         assert len(part) > 10
         for wave in part.values():

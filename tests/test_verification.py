@@ -1,4 +1,4 @@
-"""EER by hand, against scikit-learn and under monotone maps; minDCF, AS-norm, calibration, trials, intervals."""
+"""EER by hand and under monotone maps; minDCF, AS-norm, calibration, trials, intervals."""
 
 from __future__ import annotations
 
@@ -14,18 +14,13 @@ from Day13_Speaker_Verification import trials as day13_trials
 from Day13_Speaker_Verification.trials import (
     as_norm,
     calibrate,
-    det_points,
+    committed_trials,
     identify,
     make_trials,
     min_dcf,
-    operating_points,
-    probit,
-    read_sexes,
     read_trials,
-    roc_points,
     write_trials,
 )
-from utils import data
 from utils.models.verification import (
     accuracy_at,
     all_pairs,
@@ -88,7 +83,7 @@ def from_roc_curve(scores, same) -> float:
 
 @settings(deadline=None, max_examples=40)
 @given(values=st.lists(st.tuples(st.integers(-6, 6), st.booleans()), min_size=2, max_size=40))
-def test_eer_is_that_of_scikit_learns_curve_and_keeps_under_monotone_maps(values):
+def test_eer_is_where_the_curve_crosses_and_keeps_under_monotone_maps(values):
     scores = np.array([v for v, _ in values], float)
     same = np.array([s for _, s in values])
     assume(same.any() and not same.all())
@@ -105,12 +100,6 @@ def test_eer_of_normal_scores_is_the_textbook_value():
     same = np.arange(200_000) % 2 == 0
     scores = rng.normal(size=200_000) + 2 * same
     assert eer(scores, same).rate == pytest.approx(0.158655, abs=0.003)  # Phi(-1)
-    x, y = det_points(scores, same)
-    middle = np.abs(x) < 1
-    slope, offset = np.polyfit(x[middle], y[middle], 1)
-    assert slope == pytest.approx(-1, abs=0.05)  # a straight line on this scale
-    assert offset == pytest.approx(-2, abs=0.05)
-    assert probit(0.5) == 0
 
 
 def test_37720_trials_take_milliseconds():
@@ -119,7 +108,7 @@ def test_37720_trials_take_milliseconds():
         (lambda began: (eer(scores, same), time.perf_counter() - began)[1])(time.perf_counter())
         for _ in range(20)
     )
-    assert best < 0.05  # measured about 0.001; a busy machine may take longer
+    assert best < 0.05  # measured about 0.008; a busy machine may take longer
 
 
 @pytest.mark.parametrize(
@@ -136,25 +125,7 @@ def test_what_has_no_eer_is_refused(scores, same, message):
         eer(scores, np.array(same, bool))
 
 
-# --- curves and costs ---------------------------------------------------------------------------------
-
-
-def test_operating_points_run_from_strict_to_lenient():
-    scores, same = normal_trials(300)
-    false_alarm, miss, threshold = operating_points(scores, same)
-    assert (false_alarm[0], miss[0], threshold[0]) == (0, 1, np.inf)
-    assert (false_alarm[-1], miss[-1]) == (1, 0)
-    assert (np.diff(false_alarm) >= 0).all()
-    assert (np.diff(miss) <= 0).all()
-    for k in (5, 100, 250):
-        assert rates_at(scores, same, threshold[k]) == (
-            pytest.approx(false_alarm[k]),
-            pytest.approx(miss[k]),
-        )
-    from sklearn.metrics import roc_auc_score
-
-    x, y = roc_points(scores, same)
-    assert np.trapezoid(y, x) == pytest.approx(roc_auc_score(same, scores))
+# --- costs -------------------------------------------------------------------------------------------
 
 
 def test_min_dcf_by_hand():
@@ -321,7 +292,6 @@ def test_trials_are_distinct_balanced_and_repeat():
         "same speaker": 120, "same sex": 90, "other sex": 90,
     }  # fmt: skip
     assert trials.same.sum() == 120
-    assert trials.same_sex.sum() == 210
     assert (some_trials().pairs == trials.pairs).all()
     assert (some_trials(1).pairs != trials.pairs).any()
 
@@ -331,7 +301,6 @@ def test_trials_without_known_sexes_say_so():
     names = [f"{s}{i}" for i, s in enumerate(speakers)]
     trials = make_trials(names, speakers, None, same=5, other=8)
     assert set(trials.kinds) == {"same speaker", "sex unknown"}
-    assert not trials.same_sex.any()
 
 
 def test_a_list_is_written_and_read_again(tmp_path):
@@ -355,15 +324,10 @@ def test_the_committed_list_is_what_it_is_said_to_be():
 
 
 def test_the_generator_gives_the_committed_list_again():
-    folder = data.data_root() / "LibriSpeech"
-    if not (folder / "SPEAKERS.TXT").is_file():
-        pytest.skip("LibriSpeech is not on this machine")
     committed = read_trials()
-    here = {p.stem for p in (folder / "test-clean").glob("*/*/*.flac")}
-    if not set(committed.names) <= here:
-        pytest.skip("not all utterances of the list are on this machine")
-    names = sorted(here & set(committed.names))
-    sexes = read_sexes(folder / "SPEAKERS.TXT")
-    again = make_trials(names, [n.split("-")[0] for n in names], sexes)
+    try:
+        again = committed_trials()
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
     assert (again.names, again.sexes) == (committed.names, committed.sexes)
     assert (again.pairs == committed.pairs).all()

@@ -1,13 +1,12 @@
-"""Who speaks, in numbers: trials, cosine scores, EER, minDCF, DET and ROC, normalisation, calibration.
+"""Speaker verification in numbers: trials, cosine scores, equal error rate and its confidence interval.
 
-A trial is a pair of utterances; its score says how alike the voices are. A trial is accepted when its
-score is not below the threshold. Two errors: a false alarm accepts different speakers, a miss rejects
-the same one. `scores` are `(trials,)`, `same` is `(trials,)` and true where one speaker said both.
+A trial is a pair of utterances; its score says how similar the voices are. A trial is accepted when its
+score is at or above the threshold. There are two errors: a false alarm accepts different speakers, a miss
+rejects the same speaker. `scores` are `(trials,)`; `same` is `(trials,)`, true for one speaker.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,15 +17,18 @@ from numpy.typing import ArrayLike
 from ..metrics import Difference, Interval
 
 
-class EqualError(NamedTuple):
-    """Equal error rate (0 to 1) and a threshold that comes nearest to it."""
+class EER(NamedTuple):
+    """Equal error rate (0 to 1) and the threshold of the operating point nearest to it."""
 
     rate: float
     threshold: float
 
 
-def _parted(scores: ArrayLike, same: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of same-speaker and of different-speaker trials. Raises ValueError for what has no EER."""
+def split_scores(scores: ArrayLike, same: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the same-speaker and of the different-speaker trials.
+
+    Raises ValueError where no EER is defined: one kind of trial is missing, or a score is not finite.
+    """
     scores, same = np.asarray(scores), np.asarray(same).astype(bool, copy=False)
     if scores.ndim != 1 or scores.shape != same.shape:
         raise ValueError(f"one score and one label a trial: {scores.shape} and {same.shape}")
@@ -40,66 +42,42 @@ def _parted(scores: ArrayLike, same: ArrayLike) -> tuple[np.ndarray, np.ndarray]
     return target, other
 
 
-def eer(scores: ArrayLike, same: ArrayLike) -> EqualError:
-    """Equal error rate: where the curve of misses over false alarms meets its diagonal.
+def eer(scores: ArrayLike, same: ArrayLike) -> EER:
+    """Equal error rate: where the curve of misses over false alarms crosses its diagonal.
 
-    Exact, from the sorted scores. The operating points (false alarm rate, miss rate) at every distinct
-    score are joined by straight lines, as in scikit-learn's `roc_curve`, and the EER is read where that
-    line crosses miss = false alarm; it is not the convex hull's (ROCCH), nor the mean of two rates at
-    the nearest threshold. The threshold lies half way between two scores, at the operating point
-    that is nearer to the crossing. Raises ValueError where a kind of trial is missing.
+    scikit-learn's `roc_curve` gives the operating points at every distinct score. They are joined by straight
+    lines, and the EER is where that line crosses miss = false alarm. It is not that of the convex hull
+    (ROCCH), nor the mean of two rates at the nearest threshold. The threshold is half way between two
+    scores, at the operating point nearest to the crossing. Raises ValueError as `split_scores` does.
     """
-    target, other = (np.sort(part) for part in _parted(scores, same))
-    every = np.sort(np.asarray(scores))
+    from sklearn.metrics import roc_curve
 
-    def point(threshold: float) -> tuple[float, float]:
-        """False alarm and miss rate when scores from `threshold` on are accepted."""
-        return (
-            1 - np.searchsorted(other, threshold) / len(other),
-            np.searchsorted(target, threshold) / len(target),
-        )
-
-    def excess(i: int) -> float:
-        false_alarm, miss = point(every[i])
-        return miss - false_alarm
-
-    # misses less false alarms only grow with the threshold: bisect for the first that is not negative
-    k = bisect_left(range(len(every)), 0.0, key=excess)
-    fa0, miss0 = point(every[k - 1])
-    fa1, miss1 = point(every[k]) if k < len(every) else (0.0, 1.0)
-    below, above = fa0 - miss0, miss1 - fa1
-    rate = miss0 + below / (below + above) * (miss1 - miss0)
-    nearer = k if above <= below else k - 1
-    return EqualError(float(rate), _between(every, nearer))
-
-
-def _between(every: np.ndarray, k: int) -> float:
-    """A threshold that accepts the sorted score number `k`, and nothing below it."""
-    k = min(k, len(every) - 1)
-    first = int(np.searchsorted(every, every[k]))
-    if not first:
-        return float(every[0])
-    low, high = float(every[first - 1]), float(every[k])
+    split_scores(scores, same)
+    false_alarm, hit, accepted = roc_curve(same, scores, drop_intermediate=False)
+    gap = 1 - hit - false_alarm  # falls from 1 (all rejected) to -1 (all accepted)
+    rate = np.interp(0.0, gap[::-1], false_alarm[::-1])
+    k = max(1, int(np.abs(gap).round(12).argmin()))  # point 0 has no finite threshold
+    low, high = accepted[min(k + 1, len(gap) - 1)], accepted[k]
     middle = (low + high) / 2
-    return middle if middle > low else high
+    return EER(float(rate), float(middle if middle > low else high))
 
 
 def rates_at(scores: ArrayLike, same: ArrayLike, threshold: float) -> tuple[float, float]:
-    """False alarm rate and miss rate at a threshold that was chosen before, on other speakers."""
-    target, other = _parted(scores, same)
+    """False alarm rate and miss rate at a threshold that was chosen on other speakers."""
+    target, other = split_scores(scores, same)
     return float((other >= threshold).mean()), float((target < threshold).mean())
 
 
 def accuracy_at(scores: ArrayLike, same: ArrayLike, threshold: float) -> float:
-    """Share of trials that are decided rightly at a threshold that was chosen before, on other speakers.
+    """Fraction of trials decided correctly at a threshold that was chosen on other speakers.
 
-    Depends on the share of same-speaker trials in the list; `rates_at` does not.
+    It depends on the fraction of same-speaker trials in the list; `rates_at` does not.
     """
-    _parted(scores, same)
+    split_scores(scores, same)
     return float(((np.asarray(scores) >= threshold) == np.asarray(same, bool)).mean())
 
 
-# --- chance: which speakers happened to be in the test ------------------------------------------------
+# --- confidence intervals: another test would have other speakers -------------------------------------
 
 
 def _resampled_eers(
@@ -109,37 +87,31 @@ def _resampled_eers(
     resamples: int,
     seed: int,
 ) -> np.ndarray:
-    """EER of each of `resamples` drawings of the speakers, `(resamples,)`.
+    """EER of each of `resamples` draws of the speakers with replacement, `(resamples,)`.
 
-    A speaker drawn c times gives its same-speaker trials the weight c; a trial of two speakers weighs
-    the product of theirs.
+    A speaker drawn c times gives its same-speaker trials the weight c; a trial of two speakers has the
+    product of their weights. The scores are sorted once for all draws.
     """
-    _parted(scores, same)
-    scores, same = np.asarray(scores), np.asarray(same, bool)
-    speakers = np.asarray(speakers)
+    split_scores(scores, same)
+    scores, same, speakers = np.asarray(scores), np.asarray(same, bool), np.asarray(speakers)
     if speakers.shape != (len(scores), 2):
         raise ValueError(f"two speakers a trial: {speakers.shape} for {len(scores)} trials")
     names, which = np.unique(speakers, return_inverse=True)
-    which = which.reshape(-1, 2)
     order = np.argsort(scores, kind="stable")
-    ordered, same, first, second = (x[order] for x in (scores, same, which[:, 0], which[:, 1]))
-    distinct = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
+    same, (first, second) = same[order], which.reshape(-1, 2)[order].T
+    distinct = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     rng = np.random.default_rng(seed)
     rates = []
     while len(rates) < resamples:
         drawn = rng.integers(len(names), size=len(names))
         count = np.bincount(drawn, minlength=len(names)).astype(float)
         weight = np.where(same, count[first], count[first] * count[second])
-        missed = np.cumsum(weight * same)[distinct]
-        rejected = np.cumsum(weight * ~same)[distinct]
-        if not missed[-1] or not rejected[-1]:
-            continue  # one speaker alone was drawn: there is no EER
-        miss = np.append(0, missed / missed[-1])
-        false_alarm = 1 - np.append(0, rejected / rejected[-1])
-        gap = miss - false_alarm
-        k = int(np.searchsorted(gap, 0.0))
-        share = -gap[k - 1] / (gap[k] - gap[k - 1])
-        rates.append(miss[k - 1] + share * (miss[k] - miss[k - 1]))
+        missed = np.append(0, np.cumsum(weight * same)[distinct])
+        rejected = np.append(0, np.cumsum(weight * ~same)[distinct])
+        if missed[-1] and rejected[-1]:  # else one speaker alone was drawn: there is no EER
+            miss = missed / missed[-1]
+            gap = miss + rejected / rejected[-1] - 1
+            rates.append(np.interp(0.0, gap, miss))
     return np.array(rates)
 
 
@@ -168,7 +140,7 @@ def eer_difference(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Difference:
-    """EER of system a less that of b on the same trials, with its interval over the same drawings of speakers."""
+    """EER of system a minus that of b on the same trials, with its interval over the same draws of speakers."""
     drawn = [_resampled_eers(s, same, speakers, resamples, seed) for s in (a, b)]
     low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])
     mean = eer(a, same).rate - eer(b, same).rate
@@ -183,7 +155,7 @@ def cosine_scores(
 ) -> np.ndarray:
     """Cosine of the two embeddings of each trial: `(utterances, dim)` and `(trials, 2)` to `(trials,)`.
 
-    With a `centre` `(dim,)` of the `centred` embeddings.
+    With a `centre` `(dim,)` the embeddings are `centred` first.
     """
     if centre is not None:
         embeddings = centred(embeddings, centre)
@@ -193,22 +165,22 @@ def cosine_scores(
 
 
 def centred(embeddings: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """Embeddings `(utterances, dim)` without what all voices share, of length 1 again.
+    """Embeddings `(utterances, dim)` minus what all voices share, scaled to length 1 again.
 
-    `mean` `(dim,)` is that of other speakers' embeddings, of many: a cosine of two centred embeddings compares
-    what is particular to two voices (Garcia-Romero & Espy-Wilson, 2011, Interspeech, without their whitening).
+    `mean` `(dim,)` is the mean embedding of many other speakers. The cosine of two centred embeddings compares
+    what is particular to two voices (Garcia-Romero & Espy-Wilson, 2011, Interspeech, without whitening).
     """
     return torch.nn.functional.normalize(embeddings - mean.to(embeddings), dim=1)
 
 
 def mean_embeddings(embeddings: torch.Tensor) -> torch.Tensor:
-    """The model of one speaker: `(utterances, dim)` to the unit vector along their mean, `(dim,)`."""
+    """The model of one speaker: the unit vector along the mean of `(utterances, dim)`, `(dim,)`."""
     unit = torch.nn.functional.normalize(embeddings, dim=1)
     return torch.nn.functional.normalize(unit.mean(0), dim=0)
 
 
 def all_pairs(speakers: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Every utterance against every later one: pairs `(trials, 2)` and whether the speaker is the same."""
+    """Each utterance paired with every later one: pairs `(trials, 2)`, and whether the speaker is the same."""
     a, b = np.triu_indices(len(speakers), 1)
     names = np.asarray(speakers)
     return np.stack([a, b], 1), names[a] == names[b]
