@@ -1,7 +1,7 @@
 # Two commands: `make run` and `make test`. The logic is in `python -m tools`; see `make help`.
-# Python: the first of 3.11, 3.12 and 3.13 that is here; `make run PYTHON=/path/to/python` takes another.
+# Python: the first of 3.11 (3.11.5 or newer), 3.12 and 3.13 that is here; `make run PYTHON=/path/to/python` takes another.
 PYTHON   ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
-              "$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo "$$p" && break; done)
+              "$$p" -c 'import sys; sys.exit(not (3, 11, 5) <= sys.version_info < (3, 14))' 2>/dev/null && echo "$$p" && break; done)
 PROFILE  ?= study
 DAY      ?= 1
 TASK     ?=
@@ -55,7 +55,7 @@ help:                          ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 15
 
 $(VENV)/.installed: requirements.txt requirements-nodeps.txt constraints.txt
-	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 is here. Install one (python.org, your package manager, or pyenv), or name it: make PYTHON=/path/to/python"; exit 2; }
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 (3.11.5 or newer), 3.12 or 3.13 is here. Install one (python.org, your package manager, or pyenv), or name it: make PYTHON=/path/to/python"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --progress-bar on -r requirements.txt -c constraints.txt $(PIP_ARGS)
 	$(PY) -m pip install --no-deps -r requirements-nodeps.txt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -218,6 +219,9 @@ def test_new_refuses_what_it_should(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert __main__.main(["new", "day1_mnist_baseline", str(tmp_path / "file")]) == 2
     assert not (tmp_path / "a").exists()
+    inside = days.ROOT / "my_project"
+    assert __main__.main(["new", "day1_mnist_baseline", str(inside)]) == 2
+    assert not inside.exists()
 
 
 def test_a_copied_project_is_whole_and_knows_it_is_a_copy(tmp_path, capsys):
@@ -229,33 +233,38 @@ def test_a_copied_project_is_whole_and_knows_it_is_a_copy(tmp_path, capsys):
     }  # fmt: skip
     assert (target / "utils/sample/sentences.ogg").exists()
     assert not list(target.rglob("__pycache__"))
-    for command, says in (
-        (["-c", "from utils import days; print(days.ROOT.name)"], "project"),
-        (["-m", "tools", "new", "x", "y"], "There are no templates here"),
-    ):
-        done = subprocess.run(
-            [sys.executable, *command], cwd=target, capture_output=True, text=True
-        )
-        assert says in done.stdout + done.stderr
+    command = [sys.executable, "-c", "from utils import days; print(days.ROOT.name)"]
+    done = subprocess.run(command, cwd=target, capture_output=True, text=True)
+    assert done.stdout == "project\n"
+
+
+@pytest.mark.parametrize("name", ARTEFACTS)
+def test_a_copy_holds_what_its_template_imports_and_no_more(name, tmp_path):
+    assert new.new(name, str(tmp_path / "p")) == 0
+    there = {str(p.relative_to(tmp_path / "p")) for p in (tmp_path / "p/utils").rglob("*.*")}
+    assert {"utils/__init__.py", "utils/days.py", "utils/plots.py"} <= there
+    assert ("utils/models/wav2vec2_ctc.py" in there) == (name == "day4_wav2vec2_asr")
+    assert ("utils/models/tacotron2.py" in there) == (name == "day5_voice_cloning")
 
 
 @pytest.mark.notebook
-def test_a_copied_project_runs_offline_in_its_own_folder(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ARTEFACTS)
+def test_a_copied_project_runs_offline_in_its_own_folder(name, tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_DATA", str(tmp_path / "no data"))
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
-    target = tmp_path / "project"
-    shelf = new.shelf() / "day1_mnist_baseline"
-    before = {p.name: p.read_bytes() for p in shelf.iterdir()}
-    assert new.new("day1_mnist_baseline", str(target)) == 0
-    for name in ARTEFACTS["day1_mnist_baseline"]:
-        (target / name).unlink()
+    target, shelf = tmp_path / "project", new.shelf() / name
+    before = {p.name: p.read_bytes() for p in shelf.iterdir() if p.is_file()}
+    assert new.new(name, str(target)) == 0
+    for made in ARTEFACTS[name]:
+        (shutil.rmtree if (target / made).is_dir() else os.remove)(target / made)
     new.execute(target)
     assert {p.name for p in target.iterdir() if p.name[0] != "."} == {
-        new.NOTEBOOK, "utils", *ARTEFACTS["day1_mnist_baseline"],
+        new.NOTEBOOK, "utils", *ARTEFACTS[name],
     }  # fmt: skip
-    (row,) = read_table(target / "params_table.csv")
-    assert float(row["val_accuracy"]) > 0.9
-    assert before == {p.name: p.read_bytes() for p in shelf.iterdir()}
+    if name == "day1_mnist_baseline":
+        (row,) = read_table(target / "params_table.csv")
+        assert float(row["val_accuracy"]) > 0.9
+    assert before == {p.name: p.read_bytes() for p in shelf.iterdir() if p.is_file()}
 
 
 # --- the check-in -------------------------------------------------------------------------------------

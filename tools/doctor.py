@@ -1,17 +1,15 @@
-"""`python -m tools doctor`: one line per check, OK or FAIL, and with each FAIL the mend.
+"""`python -m tools doctor`: one line per check, OK or FAIL, and with each FAIL how to fix it.
 
-Imports only the standard library at the top, so that it can speak where the installation failed.
+Imports only the standard library at the top, so that it also works where the installation failed.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
-import re
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,84 +21,67 @@ PIP = ".venv/bin/python -m pip install -r requirements.txt -c constraints.txt"
 
 @dataclass
 class Check:
-    """One line: `state` is OK, FAIL or note (worth knowing, nothing to mend)."""
+    """One line: `state` is OK, FAIL or note (worth knowing, nothing to fix)."""
 
     state: str
     what: str
-    mend: str = ""
+    fix: str = ""
+
+
+def check(ok: bool, what: str, fix: str, otherwise: str = "FAIL") -> Check:
+    return Check("OK", what) if ok else Check(otherwise, what, fix)
 
 
 def doctor() -> int:
     """Print all checks; 0 when none fails."""
     failed = 0
-    for family in (python, packages, device, training, disk, notebooks, data_sets):
-        for check in guarded(family):
-            failed += check.state == "FAIL"
-            print(f"{check.state:<5}{check.what}")
-            if check.mend:
-                print(f"       -> {check.mend}")
-    print("\nAll is well: `make run` is next." if not failed else f"\n{failed} to mend.")
+    for family in (python, packages, device, training, places, data_sets):
+        for found in guarded(family):
+            failed += found.state == "FAIL"
+            print(f"{found.state:<5}{found.what}")
+            if found.fix:
+                print(f"       -> {found.fix}")
+    print("\nAll is well: `make run` is next." if not failed else f"\n{failed} to fix.")
     return 1 if failed else 0
 
 
 def guarded(family: Callable[[], Iterator[Check]]) -> Iterator[Check]:
-    """The checks of a family; an exception in it is a FAIL of its own, not the end of the visit."""
+    """The checks of a family; an exception in it is a FAIL of its own and does not stop the others."""
     try:
         yield from family()
     except Exception as e:
-        yield Check(
-            "FAIL", f"{family.__name__}: {type(e).__name__}: {e}", "mend the lines above first"
-        )
+        what = f"{family.__name__}: {type(e).__name__}: {e}"
+        yield Check("FAIL", what, "fix the lines above first")
 
 
 def python() -> Iterator[Check]:
     version = ".".join(map(str, sys.version_info[:3]))
-    ok = sys.version_info >= (3, 11, 5)  # soupsieve asks for it
-    yield Check(
-        "OK" if ok else "FAIL",
-        f"Python {version}",
-        "" if ok else "install Python 3.11.5 or newer, then: make run PYTHON=python3.11",
-    )
-    if sys.prefix == sys.base_prefix and not os.environ.get("APPTAINER_CONTAINER"):
-        yield Check(
-            "note",
-            "no virtual environment is active",
-            "`make lab` and `make run` use .venv themselves",
-        )
-    else:
-        yield Check("OK", "an environment of its own")
+    ok = (3, 11, 5) <= sys.version_info < (3, 14)
+    fix = "install Python 3.11 (3.11.5 or newer), 3.12 or 3.13, then: make run PYTHON=python3.12"
+    yield check(ok, f"Python {version}", fix)
+    own = sys.prefix != sys.base_prefix or bool(os.environ.get("APPTAINER_CONTAINER"))
+    fix = "`make run` and `make lab` use .venv themselves; else: . .venv/bin/activate"
+    yield check(own, "an environment of its own" if own else "no virtual environment", fix, "note")
 
 
 def packages() -> Iterator[Check]:
-    """Every line of requirements.txt: installed, and in the range that is asked for."""
+    """Every line of requirements.txt is installed, in its range."""
     from packaging.requirements import Requirement
 
+    lines = (days.ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    wanted = [Requirement(line) for x in lines if (line := x.split("#")[0].strip())]
     bad = []
-    count = 0
-    for line in (days.ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
-        line = line.split("#")[0].strip()
-        if not line:
-            continue
-        count += 1
-        wanted = Requirement(line)
+    for line in wanted:
         try:
-            have = importlib.metadata.version(wanted.name)
+            have = importlib.metadata.version(line.name)
         except importlib.metadata.PackageNotFoundError:
-            bad.append(f"{wanted.name} is not installed")
+            bad.append(f"{line.name} is not installed")
             continue
-        if not wanted.specifier.contains(have, prereleases=True):
-            bad.append(f"{wanted.name} {have} is outside {wanted.specifier}")
-    for problem in bad:
-        yield Check("FAIL", problem, PIP)
+        if not line.specifier.contains(have, prereleases=True):
+            bad.append(f"{line.name} {have} is outside {line.specifier}")
+    yield from (Check("FAIL", problem, PIP) for problem in bad)
     if not bad:
-        yield Check("OK", f"{count} packages in the ranges of requirements.txt")
-    torch, audio = (
-        re.match(r"\d+\.\d+", importlib.metadata.version(p)) for p in ("torch", "torchaudio")
-    )
-    same = torch and audio and torch.group() == audio.group()
-    yield Check(
-        "OK" if same else "FAIL", "torch and torchaudio of one release", "" if same else PIP
-    )
+        yield Check("OK", f"{len(wanted)} packages in the ranges of requirements.txt")
 
 
 def device() -> Iterator[Check]:
@@ -115,101 +96,71 @@ def device() -> Iterator[Check]:
         yield Check("FAIL", str(e), "unset STUDY_DEVICE")
         return
     yield Check("OK", describe_machine(chosen))
-    if chosen.type != "cpu":
-        return
-    if shutil.which("nvidia-smi"):
+    if chosen.type == "cpu" and shutil.which("nvidia-smi"):
         built = torch.version.cuda or "none"
-        yield Check(
-            "FAIL",
-            f"nvidia-smi is here, but torch (built for CUDA {built}) sees no GPU",
-            "update the driver, or in a container start it with --nv (Apptainer) or --gpus all (Docker)",
-        )
-    else:
-        yield Check("note", "no GPU: quick and study are made for this, full wants one")
+        fix = "update the driver; in a container use --nv (Apptainer) or --gpus all (Docker)"
+        yield Check("FAIL", f"nvidia-smi is here, but torch (CUDA {built}) sees no GPU", fix)
+    elif chosen.type == "cpu":
+        yield Check("note", "no GPU: quick and study are made for this, full needs one")
 
 
 def training() -> Iterator[Check]:
-    """A real step: a small network must learn, in seconds."""
+    """A small network must learn on this device, in seconds."""
     import torch
 
-    from utils.data import Batches, Split
     from utils.device import pick_device, seed_everything
-    from utils.training import fit
 
     seed_everything(0)
-    x = torch.randn(512, 8)
-    part = Split(x, (x[:, 0] > 0).long()).to(pick_device())
-    model = torch.nn.Linear(8, 2).to(part.y.device)
-    began = time.perf_counter()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-    history = fit(model, Batches(part, 64), optimizer, epochs=3, bar=False)
-    ok = history.epochs[-1]["train_loss"] < 0.5 * history.steps["loss"][0]
-    yield Check(
-        "OK" if ok else "FAIL",
-        f"a training loop: loss {history.steps['loss'][0]:.2f} to "
-        f"{history.epochs[-1]['train_loss']:.2f} in {time.perf_counter() - began:.1f} s",
-        "" if ok else "the device computes wrongly: STUDY_DEVICE=cpu make doctor",
-    )
+    x = torch.randn(512, 8, device=pick_device())
+    y = (x[:, 0] > 0).float()
+    model = torch.nn.Linear(8, 1).to(x.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(50):
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(x)[:, 0], y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    what = f"a training loop: loss {losses[0]:.2f} to {losses[-1]:.2f}"
+    ok = losses[-1] < 0.5 * losses[0]
+    yield check(ok, what, "this device computes wrong results: STUDY_DEVICE=cpu make doctor")
 
 
-def disk() -> Iterator[Check]:
-    """Places that are written, and room in them."""
+def places() -> Iterator[Check]:
+    """Folders that are written, room on the disk, and the notebooks' kernel."""
     for name, folder in (("runs/", days.runs()), ("the repository", days.ROOT)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
-                pass
-            yield Check("OK", f"{name} can be written")
+                yield Check("OK", f"{name} can be written")
         except OSError as e:
-            mend = "copy the repository to a folder of yours, or STUDY_RUNS=/path for runs/"
-            yield Check("FAIL", f"{name} cannot be written ({e.strerror})", mend)
+            fix = "copy the repository to a folder of yours, or STUDY_RUNS=/path for runs/"
+            yield Check("FAIL", f"{name} cannot be written ({e.strerror})", fix)
     free = shutil.disk_usage(days.ROOT).free / 1e9
-    yield Check(
-        "OK" if free > 2 else "FAIL",
-        f"{free:,.0f} GB free",
-        "" if free > 2 else "2 GB are wanted: make room, or STUDY_DATA=/path on another disk",
-    )
-
-
-def notebooks() -> Iterator[Check]:
-    """Jupyter's kernel of this environment, and the days."""
+    fix = "2 GB are needed: make room, or STUDY_DATA=/path on another disk"
+    yield check(free > 2, f"{free:,.0f} GB free", fix)
     from jupyter_client.kernelspec import KernelSpecManager
 
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     spec = Path(KernelSpecManager().get_kernel_spec("python3").resource_dir)
-    own = spec.is_relative_to(sys.prefix)
-    yield Check(
-        "OK" if own else "note",
-        "Jupyter's kernel python3 is this environment's"
-        if own
-        else f"kernel python3 lies in {spec}",
-        "" if own else "in JupyterLab choose the kernel of this environment",
-    )
-    there = days.existing()
-    yield Check(
-        "OK" if there else "FAIL",
-        f"{len(there)} of {len(days.ALL)} days are here",
-        "" if there else "clone the repository again",
-    )
+    fix = "in JupyterLab choose the kernel of this environment"
+    yield check(spec.is_relative_to(sys.prefix), f"Jupyter's kernel python3: {spec}", fix, "note")
 
 
 def data_sets() -> Iterator[Check]:
-    """Real data: not needed for quick, so its absence is a note."""
+    """Real data. The quick profile needs none, so a set that is not here is a note."""
     from utils import data
     from utils.sources import catalogue
 
-    for name, source in catalogue.SOURCES.items():
+    for name in catalogue.SOURCES:
         numbers = days.using(name)
-        which = ", ".join(map(str, numbers))
+        what = f"{name} (days {', '.join(map(str, numbers))})"
+        fetch = f"make fetch DAY={numbers[0]}"
         if not data.is_here(name):
-            mend = f"for the study profile: make fetch DAY={numbers[0]}"
-            yield Check("note", f"{name} (days {which}) is not here", mend)
-            continue
-        found = data.identify(name)
-        known = "-other-" not in found
-        folder = source.expected_path or source.folder
-        folder = folder or next(iter(source.checksums)).rsplit("/", 1)[0]
-        mend = f"delete {folder} in the data folder, then: make fetch DAY={numbers[0]}"
-        yield Check(
-            "OK" if known else "FAIL", f"{name} (days {which}) is {found}", "" if known else mend
-        )
+            yield Check("note", f"{what} is not here", f"for the study profile: {fetch}")
+        elif "-other-" in (found := data.identify(name)):
+            fix = f"your rows will name it so; for the original move it away, then: {fetch}"
+            yield Check("note", f"{what} is {found}, a copy that is not known here", fix)
+        else:
+            yield Check("OK", f"{what} is {found}")

@@ -1,11 +1,16 @@
-"""`python -m tools new`: a project of one's own from one of Day 15's templates."""
+"""`python -m tools new`: a project of your own from one of Day 15's templates."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import nbformat
 
 from utils import days
 
@@ -16,7 +21,7 @@ LITTER = shutil.ignore_patterns("__pycache__", "*.pyc", ".ipynb_checkpoints", ".
 
 
 def shelf() -> Path:
-    """Where the templates lie."""
+    """The folder of the templates."""
     return days.get(15).folder / "templates" / "project_fasttrack"
 
 
@@ -26,38 +31,68 @@ def names() -> list[str]:
 
 
 def new(name: str, to: str, run: bool = False) -> int:
-    """Copy template `name` to the folder `to`, with `utils` beside it; with `run`, execute it there (quick).
+    """Copy template `name` and the files of `utils` that it needs to `to`; with `run`, execute it there (quick).
 
-    `utils` is copied, so that the project runs anywhere with this environment and later changes here do not
-    reach it. Raises ValueError for an unknown name and for a folder that is not empty: nothing is overwritten.
+    Raises ValueError for an unknown name, and for a folder that is not empty or lies in this repository.
     """
     known = names()
     if not known:
-        raise ValueError(
-            "There are no templates here: call this in the repository, not in a copied project."
-        )
+        raise ValueError("There are no templates here: call this in the repository, not in a copy.")
     if name not in known:
         raise ValueError(f"There is no template {name!r}. There are: {', '.join(known)}.")
     folder = Path(to).expanduser()
+    if folder.resolve().is_relative_to(days.ROOT.resolve()):
+        raise ValueError(f"{to} lies in this repository: name a folder outside it.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
-            f"{to} is there already, and nothing is overwritten: name a folder that is new or empty."
-        )
+        raise ValueError(f"{to} is not empty, and nothing is overwritten: name a new folder.")
     shutil.copytree(shelf() / name, folder, dirs_exist_ok=True, ignore=LITTER)
-    shutil.copytree(days.ROOT / "utils", folder / "utils", ignore=LITTER)
-    print(f"{name} is in {folder}, with its own copy of utils. Go on with\n")
+    for file in needed(folder / NOTEBOOK):
+        target = folder / file.relative_to(days.ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
+    print(f"{name} is in {folder}, with its own copy of what it needs from utils. Continue with\n")
     print(f"  cd {folder}\n  {sys.executable} -m jupyter lab {NOTEBOOK}\n")
     print("It runs in the quick profile, on the bundled sample. For the real data:")
-    print(f'  PROFILE = "study" in its second code cell, and STUDY_DATA={data_folder()}')
+    data = os.environ.get("STUDY_DATA") or days.ROOT / "data"
+    print(f'  PROFILE = "study" in its second code cell, and STUDY_DATA={data}')
     if run:
         execute(folder)
         print(f"Executed: {folder / NOTEBOOK}")
     return 0
 
 
-def data_folder() -> str:
-    """The data that this repository uses, for a project that lies elsewhere."""
-    return os.environ.get("STUDY_DATA") or str(days.ROOT / "data")
+def needed(notebook: Path) -> list[Path]:
+    """The modules of `utils` that a notebook reaches through imports, and the data folders that these name."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    code = "\n".join(c.source for c in cells if c.cell_type == "code")
+    found: dict[Path, ast.Module] = {}
+    waiting = list(imported(ast.parse(code), ""))
+    while waiting:
+        parts = waiting.pop().split(".")
+        for n in range(1, len(parts) + 1 if parts[0] == "utils" else 1):
+            stem = days.ROOT.joinpath(*parts[:n])
+            for file in (stem.with_suffix(".py"), stem / "__init__.py"):
+                if file.exists() and file not in found:
+                    found[file] = ast.parse(file.read_text(encoding="utf-8"))
+                    package = file.parent.relative_to(days.ROOT)
+                    waiting += imported(found[file], ".".join(package.parts))
+    strings = {
+        n.value for tree in found.values() for n in ast.walk(tree) if isinstance(n, ast.Constant)
+    }
+    others = [p for p in (days.ROOT / "utils").rglob("*") if p.is_file() and p.suffix != ".py"]
+    data = [p for p in others if "__pycache__" not in p.parts and {p.name, p.parent.name} & strings]
+    return [*found, *data]
+
+
+def imported(tree: ast.Module, package: str) -> Iterator[str]:
+    """Dotted names that this code imports; of `from a import b` it is a.b, a module or a name in one."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            base = importlib.util.resolve_name(base, package) if node.level else base
+            yield from (f"{base}.{a.name}" for a in node.names)
 
 
 def execute(folder: Path) -> None:
