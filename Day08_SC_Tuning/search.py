@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import accumulate
 
 import optuna
@@ -18,7 +19,7 @@ from utils.features import LogMel
 from utils.logger import RunLogger
 from utils.models.keyword_net import CNN2d, KeywordNet, augmentation
 from utils.speech.corpora import Words, speech_commands
-from utils.training import count_parameters, evaluate, fit
+from utils.training import evaluate, fit
 from utils.tuning import DONE
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -56,14 +57,8 @@ It begins at 0.3: a first search from 0 chose almost none, because a short trial
 """
 
 
-def suggest(trial: Trial) -> dict:
-    """What a trial draws from the space; numbers of four digits, so that the table's row is the whole truth."""
-    return {
-        name: float(f"{trial.suggest_float(name, d.low, d.high, log=d.log):.4g}")
-        if isinstance(d, FloatDistribution)
-        else trial.suggest_categorical(name, d.choices)
-        for name, d in SPACE.items()
-    }
+suggest = partial(tuning.suggest, space=SPACE)
+"""What a trial draws from the space: `suggest(trial)`."""
 
 
 def build(words: Words, settings: dict, device: torch.device) -> KeywordNet:
@@ -74,7 +69,7 @@ def build(words: Words, settings: dict, device: torch.device) -> KeywordNet:
     return model.to(device)
 
 
-def train(words: Words, settings: dict, epochs: int, seed: int, run=None, stop=None, bar=True):
+def train(words: Words, settings: dict, epochs: int, seed: int = 0, run=None, stop=None, bar=True):
     """One training by these settings; returns the model and its history."""
     device = words.train.y.device
     seed_everything(seed)
@@ -100,38 +95,18 @@ def score(numbers: Mapping[str, float]) -> float:
     return -numbers["val_loss"]
 
 
-def objective(log: RunLogger, words: Words, sampler: str, epochs: int) -> Callable:
+def objective(log: RunLogger, words: Words, sampler: str, epochs: int) -> Callable[[Trial], float]:
     """A function of a trial: trains, leaves a row, and returns its score."""
+    how = {"epochs": epochs, "curves": {"val_curve": "val_accuracy"}, "sampler": sampler}
 
-    def run_trial(trial: Trial) -> float:
-        settings = suggest(trial)
-        pruned = False
+    def trained(settings: dict, **hooks):
+        return train(words, settings, epochs, bar=False, **hooks)
 
-        def stop(numbers) -> bool:
-            nonlocal pruned
-            trial.report(score(numbers), numbers["epoch"])
-            last = numbers["epoch"] == epochs
-            pruned = not last and trial.should_prune()
-            return pruned
-
-        with log.run(role="sweep", sampler=sampler, trial=trial.number, **settings) as run:
-            model, history = train(words, settings, epochs, seed=0, run=run, stop=stop, bar=False)
-            last = history.epochs[-1]
-            run.log_metrics(final_loss=last["train_loss"], grad_norm=last["grad_norm"])
-            run.log_metrics(val_loss=last["val_loss"], val_accuracy=last["val_accuracy"])
-            run.log_metrics(state="pruned" if pruned else "complete", epochs=last["epoch"])
-            curve = " ".join(f"{v:.4f}" for v in history.column("val_accuracy"))
-            run.log_metrics(n_params=count_parameters(model), val_curve=curve)
-        if pruned:
-            raise optuna.TrialPruned
-        return score(last)
-
-    return run_trial
+    return lambda trial: tuning.run_trial(trial, log, suggest(trial), trained, score, **how)
 
 
-def study_path(profile: str, sampler: str):
-    """The journal file of one study."""
-    return days.runs(profile, days.get(8).name, f"{sampler}.journal")
+study_path = partial(tuning.study_path, 8)
+"""The journal file of one study: `study_path(profile, sampler)`."""
 
 
 def run_worker(profile: str, trials: int | None = None) -> None:
@@ -145,6 +120,7 @@ def run_worker(profile: str, trials: int | None = None) -> None:
             objective(log, words, sampler, budget["epochs"]),
             trials or budget["trials"],
             sampler,
+            code=days.code_version(log.day.folder, notebooks=False),
             seed=1000 * number,  # or the two searches would begin with the same trials
         )
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-import optuna
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import Trial
@@ -26,6 +26,7 @@ from utils.models.wav2vec2_ctc import (
 )
 from utils.speech.connected_words import connected_words
 from utils.speech.corpora import SpeechCorpus
+from utils.training import History
 
 WEIGHTS = days.get(9).folder / "checkpoints" / "connected_words_pretrained_full.safetensors"
 """Where the trials begin: Day 9's recogniser of its grid, pretrained by the full profile, all labels."""
@@ -70,17 +71,8 @@ SGD_FACTOR = 30.0
 """SGD's steps are the gradient times the rate, Adam's about the rate itself: its range lies higher."""
 
 
-def suggest(trial: Trial) -> dict[str, Any]:
-    """What a trial draws from the space; numbers of four digits, so that the table's row is the whole truth."""
-    drawn = {
-        name: trial.suggest_float(name, d.low, d.high, log=d.log)
-        if isinstance(d, FloatDistribution)
-        else trial.suggest_categorical(name, d.choices)
-        for name, d in SPACE.items()
-    }
-    factor = SGD_FACTOR if drawn["optimizer"] == "SGD" else 1.0
-    rates = {k: float(f"{factor * drawn[k]:.4g}") for k in ("lr", "encoder_lr")}
-    return drawn | rates
+suggest = partial(tuning.suggest, space=SPACE, sgd_factor=SGD_FACTOR)
+"""What a trial draws from the space: `suggest(trial)`."""
 
 
 def build(profile: str, device: torch.device) -> Wav2Vec2CTC:
@@ -141,43 +133,26 @@ def objective(
 ) -> Callable[[Trial], float]:
     """A function of a trial: fine-tunes, leaves a row, and returns its score."""
 
-    def run_trial(trial: Trial) -> float:
-        settings = suggest(trial)
-        pruned = False
+    about = {
+        "model": "wav2vec2-tiny" if profile == "quick" else "wav2vec2-small",
+        "task": "connected words", "decoder": "greedy",
+    }  # fmt: skip
+    how = {"epochs": epochs, "curves": {"val_curve": "val_wer", "loss_curve": "train_loss"}}
 
-        def stop(numbers: Mapping[str, float]) -> bool:
-            nonlocal pruned
-            trial.report(score(numbers), numbers["epoch"])
-            last = numbers["epoch"] == epochs
-            pruned = not last and trial.should_prune()
-            return pruned
-
+    def trained(settings: Mapping[str, Any], **hooks: Any):
         recogniser = build(profile, log.device)
-        with log.run(role="sweep", trial=trial.number, **settings) as run:
-            history = train(recogniser, corpus, settings, epochs, run=run, stop=stop, bar=False)
-            last = history.epochs[-1]
-            curves = {
-                name: " ".join(f"{v:.4f}" for v in history.column(column))
-                for name, column in (("val_curve", "val_wer"), ("loss_curve", "train_loss"))
-            }  # fmt: skip
-            run.log_metrics(
-                model="wav2vec2-tiny" if profile == "quick" else "wav2vec2-small",
-                task="connected words", decoder="greedy", epochs=last["epoch"],
-                state="pruned" if pruned else "complete", **curves,
-                n_params=sum(p.numel() for p in recogniser.parameters()),
-                final_loss=last["train_loss"], grad_norm=last["grad_norm"],
-                **{k: last[k] for k in ("val_loss", "val_wer", "val_cer", "val_blanks")},
-            )  # fmt: skip
-        if pruned:
-            raise optuna.TrialPruned
-        return score(last)
+        return recogniser, train(recogniser, corpus, settings, epochs, bar=False, **hooks)
 
-    return run_trial
+    def measure(recogniser: Wav2Vec2CTC, _: History) -> dict[str, Any]:
+        return about | {"n_params": sum(p.numel() for p in recogniser.parameters())}
+
+    return lambda trial: tuning.run_trial(
+        trial, log, suggest(trial), trained, score, measure=measure, **how
+    )
 
 
-def study_path(profile: str):
-    """The journal file of the study."""
-    return days.runs(profile, days.get(10).name, "tpe.journal")
+study_path = partial(tuning.study_path, 10)
+"""The journal file of the study: `study_path(profile)`."""
 
 
 def run_worker(profile: str, trials: int | None = None) -> None:
@@ -190,5 +165,5 @@ def run_worker(profile: str, trials: int | None = None) -> None:
         study_path(profile),
         objective(log, profile, kept, budget["epochs"]),
         trials or budget["trials"],
-        "tpe",
+        code=days.code_version(log.day.folder, notebooks=False),
     )

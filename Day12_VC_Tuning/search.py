@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +75,8 @@ class Material:
     mel: SynthesisMel
 
 
-def suggest(trial: Trial) -> dict:
-    """What a trial draws from the space; the rate of four digits, so that the table's row is the whole truth."""
-    drawn = {
-        name: trial.suggest_float(name, d.low, d.high, log=d.log)
-        if isinstance(d, FloatDistribution)
-        else trial.suggest_categorical(name, d.choices)
-        for name, d in SPACE.items()
-    }
-    return drawn | {"lr": float(f"{drawn['lr']:.4g}")}
+suggest = partial(tuning.suggest, space=SPACE)
+"""What a trial draws from the space: `suggest(trial)`."""
 
 
 def held_out(
@@ -222,14 +216,14 @@ def keep_alignment(log: RunLogger, run: Run, seen: tts.Validation) -> None:
     np.savez_compressed(path, **arrays)
 
 
-def study_path(profile: str):
-    """The journal file of the study."""
-    return days.runs(profile, days.get(12).name, "tpe.journal")
-
-
 def run_worker(profile: str, trials: int | None = None) -> None:
     """One worker: fills the study."""
     device, budget = pick_device(), BUDGET[profile]
     data = material(profile, device)
     log = RunLogger(12, profile, data.name, device, COLUMNS)
-    tuning.search(study_path(profile), objective(log, data, budget), trials or budget["trials"])
+    tuning.search(
+        tuning.study_path(12, profile),
+        objective(log, data, budget),
+        trials or budget["trials"],
+        code=days.code_version(log.day.folder, notebooks=False),
+    )

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import optuna
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import Trial
@@ -33,7 +32,7 @@ from utils.models.ecapa_tdnn import (
 )
 from utils.models.verification import mean_embeddings
 from utils.speech.corpora import librispeech
-from utils.training import OPTIMIZERS, History, count_parameters
+from utils.training import OPTIMIZERS, History
 
 from .enhancer import LOSSES
 from .train import (
@@ -148,19 +147,6 @@ def load(profile: str, device: torch.device) -> Speech:
     )  # fmt: skip
 
 
-def suggest(trial: Trial, study: str) -> dict[str, Any]:
-    """What a trial draws from its space; numbers of four digits, so that the table's row is the whole truth."""
-    drawn = {
-        name: trial.suggest_float(name, d.low, d.high, log=d.log)
-        if isinstance(d, FloatDistribution)
-        else trial.suggest_categorical(name, d.choices)
-        for name, d in SPACES[study].items()
-    }
-    if drawn["optimizer"] == "SGD":
-        drawn["lr"] *= SGD_FACTOR
-    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in drawn.items()}
-
-
 def train(
     study: str,
     speech: Speech,
@@ -222,42 +208,27 @@ def objective(
 ) -> Callable[[Trial], float]:
     """A function of a trial: trains, leaves a row, and returns its score."""
 
+    curve = "val_stoi" if study == "enhancer" else "val_eer"
+    how = {"epochs": budget["epochs"], "curves": {"val_curve": curve}, "study": study}
+    trained = partial(train, study, speech, budget=budget, bar=False)
+
+    def measure(_: nn.Module, history: History) -> dict[str, Any]:
+        found = {"steps": len(history.steps["loss"]), "snr_db": SNR_DB}
+        if study == "verifier":
+            found["similarity"] = history.epochs[-1]["val_similarity"]
+        return found
+
     def run_trial(trial: Trial) -> float:
-        settings = suggest(trial, study)
-        pruned = False
-
-        def stop(numbers: Mapping[str, float]) -> bool:
-            nonlocal pruned
-            trial.report(score(study, numbers), numbers["epoch"])
-            last = numbers["epoch"] == budget["epochs"]
-            pruned = not last and trial.should_prune()
-            return pruned
-
-        with log.run(role="sweep", study=study, trial=trial.number, **settings) as run:
-            model, history = train(study, speech, settings, budget, run=run, stop=stop, bar=False)
-            last = history.epochs[-1]
-            wanted = ("val_si_sdr", "val_gain", "val_stoi", "val_eer", "grad_norm")
-            measured = {k: last[k] for k in wanted if k in last}
-            if study == "verifier":
-                measured["similarity"] = last["val_similarity"]
-            name = "val_stoi" if study == "enhancer" else "val_eer"
-            run.log_metrics(
-                **measured | {"epochs": last["epoch"], "snr_db": SNR_DB},
-                steps=len(history.steps["loss"]),
-                final_loss=last["train_loss"], n_params=count_parameters(model),
-                state="pruned" if pruned else "complete",
-                val_curve=" ".join(f"{v:.4f}" for v in history.column(name)),
-            )  # fmt: skip
-        if pruned:
-            raise optuna.TrialPruned
-        return score(study, last)
+        settings = tuning.suggest(trial, SPACES[study], SGD_FACTOR)
+        return tuning.run_trial(
+            trial, log, settings, trained, partial(score, study), measure=measure, **how
+        )
 
     return run_trial
 
 
-def study_path(profile: str, study: str):
-    """The journal file of one study."""
-    return days.runs(profile, days.get(14).name, f"{study}.journal")
+study_path = partial(tuning.study_path, 14)
+"""The journal file of one study: `study_path(profile, study)`."""
 
 
 def run_worker(
@@ -273,7 +244,6 @@ def run_worker(
             study_path(profile, study),
             objective(study, log, speech, budget),
             trials or budget["trials"],
-            "tpe",
-            seed=1000
-            * list(SPACES).index(study),  # or both studies would begin with the same draws
+            code=days.code_version(log.day.folder, notebooks=False),
+            seed=1000 * list(SPACES).index(study),  # or both would begin with the same draws
         )

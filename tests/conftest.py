@@ -3,12 +3,46 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import matplotlib
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 matplotlib.use("Agg")
 os.environ.pop("WANDB_MODE", None)
+
+
+def git(folder, *args):
+    name = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", "-C", str(folder), *name, *args], check=True, capture_output=True)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A small repository in git, in the place of this one: Day 8 imports `utils.a`, and through it `utils.b`."""
+    from utils import days
+
+    root = tmp_path / "repository"
+    files = {
+        "README.md": "Read me.",
+        "Day02_Training_Loop/notes.md": "Notes.",
+        "Day08_SC_Tuning/search.py": "from utils import a",
+        "Day08_SC_Tuning/Day08_SC_Tuning.ipynb": '{"cells": [{"cell_type": "code",'
+        ' "source": ["%matplotlib inline\\n", "from Day08_SC_Tuning import search"]}]}',
+        "utils/__init__.py": "",
+        "utils/a.py": "def late():\n    from .b import b",
+        "utils/b.py": "b = 1",
+        "utils/c.py": "c = 1",
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n")
+    git(root, "init", "-q")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "all")
+    monkeypatch.setattr(days, "ROOT", root)
+    return root

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import git
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "containers"
@@ -224,3 +225,30 @@ def test_a_killed_day_goes_on(tmp_path, monkeypatch):
     assert torch.equal(seen[0][2], seen[1][2])
     assert not list(tmp_path.rglob("checkpoint.pt"))
     assert "STUDY_RESUME" not in os.environ
+
+
+def test_only_a_change_of_the_days_code_deletes_its_finished_states(
+    repository, tmp_path, monkeypatch
+):
+    from tools import run
+    from utils import days
+
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
+    day = days.get(8)
+    state = days.runs("study", day.name, "abc", "checkpoint.pt")
+    failed = run.Outcome(day, "FAILED", "none", 0.0, day.notebook)
+    monkeypatch.setattr(run, "execute", lambda day, profile: failed)
+
+    def is_kept_after(file, text):
+        (repository / file).write_text(text)
+        git(repository, "commit", "-qam", file)
+        run.execute_resuming(day, "study")
+        return state.exists()
+
+    run.execute_resuming(day, "study")
+    state.parent.mkdir()
+    state.write_text("a finished run")
+    assert is_kept_after("README.md", "More.")
+    assert is_kept_after("Day02_Training_Loop/notes.md", "More.")
+    assert is_kept_after("utils/c.py", "c = 2")
+    assert not is_kept_after("utils/b.py", "b = 2")

@@ -86,7 +86,7 @@ def test_days_and_data_sets_name_each_other():
 
 def test_study_without_data_and_network_names_three_ways_on(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_DATA", str(tmp_path))
-    dead = data.Remote(("http://127.0.0.1:9/x.gz",), 10, "md5:0")
+    dead = catalogue.Remote(("http://127.0.0.1:9/x.gz",), 10, "md5:0")
     entry = catalogue.SOURCES["mnist"]
     offline = catalogue.Source(
         entry.name, (dead,), entry.folder, 10, entry.checksums, entry.licence

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import git
 
 from utils import days, logger
 from utils.logger import LogError, RunLogger, format_cell, read_table, update_table
@@ -295,27 +296,33 @@ def test_wandb_offline_gets_the_run(log, monkeypatch):
     assert list(run.folder.glob("wandb/offline-run-*/*.wandb"))
 
 
-def git(folder, *args):
-    name = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    subprocess.run(["git", "-C", str(folder), *name, *args], check=True, capture_output=True)
-
-
-def test_a_row_says_which_code_it_comes_from(tmp_path, monkeypatch):
-    monkeypatch.setattr(days, "ROOT", tmp_path)
-    assert logger.code_commit() == ""
-    (tmp_path / "utils").mkdir()
-    (tmp_path / "utils" / "a.py").write_text("a = 1\n")
-    git(tmp_path, "init", "-q")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-qm", "a")
-    clean = logger.code_commit()
+def test_a_row_says_which_code_it_comes_from(repository, monkeypatch):
+    day = repository / "Day08_SC_Tuning"
+    clean = logger.code_commit(day)
     assert len(clean) == 10
-    (tmp_path / "table.csv").write_text("a run wrote this\n")
-    assert logger.code_commit() == clean
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-qm", "a table")
-    assert logger.code_commit() != clean
-    assert logger.code_commit(last_change=True) == clean
-    clean = logger.code_commit()
-    (tmp_path / "utils" / "a.py").write_text("a = 2\n")
-    assert logger.code_commit() == clean + "-dirty"
+    (repository / "table.csv").write_text("a run wrote this\n")
+    (repository / "utils" / "c.py").write_text("c = 2  # Day 8 does not import this\n")
+    assert logger.code_commit(day) == clean
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "a table")
+    assert logger.code_commit(day) != clean
+    clean = logger.code_commit(day)
+    (repository / "utils" / "b.py").write_text("b = 2\n")
+    assert logger.code_commit(day) == clean + "-dirty"
+    monkeypatch.setattr(days, "ROOT", repository.parent)
+    assert logger.code_commit(day) == ""
+
+
+def test_the_code_of_a_day_is_what_it_imports(repository):
+    day = repository / "Day08_SC_Tuning"
+    names = [str(p.relative_to(repository)) for p in days.code_files(day)]
+    assert names == [
+        "Day08_SC_Tuning/Day08_SC_Tuning.ipynb", "Day08_SC_Tuning/search.py",
+        "utils/__init__.py", "utils/a.py", "utils/b.py",
+    ]  # fmt: skip
+    before = days.code_version(day)
+    notebook = day / "Day08_SC_Tuning.ipynb"
+    notebook.write_text(notebook.read_text().replace('"source"', '"outputs": [1], "source"'))
+    assert days.code_version(day) == before
+    notebook.write_text(notebook.read_text().replace("search", "search as s"))
+    assert days.code_version(day) != before

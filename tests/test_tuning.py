@@ -12,6 +12,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from conftest import git
 from optuna.trial import TrialState
 
 from Day08_SC_Tuning import search
@@ -125,32 +126,50 @@ def test_an_unknown_error_ends_the_worker(tmp_path):
         tuning.search(tmp_path / "s.journal", objective, 2, say=lambda s: None)
 
 
-def test_a_study_of_other_code_is_not_joined(tmp_path, monkeypatch):
-    def run():
+def test_a_study_of_other_code_is_not_joined(tmp_path):
+    def run(code):
         return tuning.search(
-            tmp_path / "s.journal", lambda t: t.suggest_float("x", 0, 1), 2, say=lambda s: None
+            tmp_path / "s.journal", lambda t: t.suggest_float("x", 0, 1), 2, say=print, code=code
         )
 
-    monkeypatch.setattr(tuning, "code_commit", lambda last_change: "aaaa")
-    assert len(run().get_trials()) == 2
-    run()
-    monkeypatch.setattr(tuning, "code_commit", lambda last_change: "bbbb")
-    with pytest.raises(ValueError, match=r"begun by commit aaaa .* delete s\.journal"):
-        run()
+    assert len(run("aaaa").get_trials()) == 2
+    run("aaaa")
+    with pytest.raises(ValueError, match=r"other code \(commit .*delete s\.journal"):
+        run("bbbb")
 
 
-def test_a_rehearsal_that_another_commit_began_begins_anew(tmp_path, monkeypatch):
+def test_only_code_that_the_day_imports_stops_a_search(tmp_path, repository):
+    """A commit to README, another day's notes or a module that the search never imports changes nothing."""
+    path, folder = tmp_path / "s.journal", repository / "Day08_SC_Tuning"
+
+    def run(trials):
+        code = days.code_version(folder, notebooks=False)
+        study = tuning.search(path, lambda t: 0.0, trials, say=print, code=code)
+        return len(study.get_trials())
+
+    assert run(1) == 1
+    for file in ("README.md", "Day02_Training_Loop/notes.md", "utils/c.py"):
+        (repository / file).write_text("# changed\n")
+        git(repository, "commit", "-qam", file)
+    (folder / "Day08_SC_Tuning.ipynb").write_text('{"cells": []}')
+    assert run(2) == 2
+    (repository / "utils" / "b.py").write_text("b = 2\n")
+    git(repository, "commit", "-qam", "code")
+    with pytest.raises(ValueError, match="other code"):
+        run(3)
+
+
+def test_a_rehearsal_that_other_code_began_begins_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
     path = tmp_path / "quick" / "Day08_SC_Tuning" / "s.journal"
-    for commit, numbers in (("aaaa", [0, 1]), ("bbbb", [0, 1]), ("bbbb", [])):
-        monkeypatch.setattr(tuning, "code_commit", lambda last_change, c=commit: c)
+    for code, numbers in (("aaaa", [0, 1]), ("bbbb", [0, 1]), ("bbbb", [])):
         drawn = []
 
         def objective(trial, drawn=drawn):
             drawn.append(trial.number)
             return trial.suggest_float("x", 0, 1)
 
-        tuning.search(path, objective, 2, say=lambda text: None)
+        tuning.search(path, objective, 2, say=lambda text: None, code=code)
         assert drawn == numbers
 
 

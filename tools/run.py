@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from utils import days
 from utils.device import cores
-from utils.logger import code_commit, read_table
+from utils.logger import read_table
 from utils.metrics import spread
 
 
@@ -129,14 +129,14 @@ def outcome_of(future: Future[Outcome], day: days.Day, profile: str) -> Outcome:
 def execute_resuming(day: days.Day, profile: str) -> Outcome:
     """`execute`, but finished runs keep their state until the notebook is through: a second call has less to do.
 
-    States that another commit of the code left are deleted first.
+    States that other code left (of the day, or of the modules that it imports) are deleted first.
     """
     folder = days.runs(profile, day.name)
-    mark, commit = folder / "resume.txt", code_commit(day.folder)
-    if not mark.exists() or mark.read_text(encoding="utf-8") != commit:
+    mark, version = folder / "resume.txt", days.code_version(day.folder)
+    if not mark.exists() or mark.read_text(encoding="utf-8") != version:
         forget(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(commit, encoding="utf-8")
+    mark.write_text(version, encoding="utf-8")
     os.environ["STUDY_RESUME"] = "1"
     try:
         outcome = execute(day, profile)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import hashlib
+import json
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,3 +99,57 @@ def check_profile(profile: str) -> str:
 def runs(*parts: str) -> Path:
     """A path under `runs/` (git-ignored; `$STUDY_RUNS` moves it, e.g. off a read-only mount)."""
     return Path(os.environ.get("STUDY_RUNS") or ROOT / "runs").joinpath(*parts)
+
+
+def code_files(folder: Path, notebooks: bool = True) -> list[Path]:
+    """The code that runs in a folder: its modules and notebooks, and what they import from `utils`.
+
+    Found by reading the import statements (also those inside functions), directly or through other modules.
+    """
+    waiting = [*folder.glob("*.py"), *(folder.glob("*.ipynb") if notebooks else ())]
+    found: set[Path] = set()
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += _imported(path)
+    return sorted(found)
+
+
+def code_version(folder: Path, notebooks: bool = True) -> str:
+    """Ten hex digits that name the text of `code_files`: the same digits, the same code.
+
+    Of a notebook only the code cells count, so executing it or editing its text changes nothing. Works
+    without git, and tells two uncommitted states apart.
+    """
+    files = code_files(folder, notebooks)
+    text = json.dumps([(path.name, _code(path)) for path in files])
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _code(path: Path) -> list[str]:
+    """The text of a module, or the code cells of a notebook without their `%` and `!` lines."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        return [text]
+    cells = ["".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+    return [re.sub(r"^(\s*)[%!].*", r"\1pass", cell, flags=re.MULTILINE) for cell in cells]
+
+
+def _imported(path: Path) -> Iterator[Path]:
+    """The modules of `utils` that one file imports; a cell that is not Python imports nothing."""
+    package = path.parent.relative_to(ROOT).parts
+    for text in _code(path):
+        nodes: list[ast.AST] = []
+        with contextlib.suppress(SyntaxError):
+            nodes = list(ast.walk(ast.parse(text)))
+        for node in nodes:
+            names = [a.name for a in getattr(node, "names", ()) if isinstance(node, ast.Import)]
+            if isinstance(node, ast.ImportFrom):
+                above = package[: len(package) + 1 - node.level] if node.level else ()
+                base = ".".join([*above, *([node.module] if node.module else [])])
+                names = [base, *(f"{base}.{a.name}" for a in node.names)]
+            for parts in (name.split(".") for name in names):
+                stem = ROOT.joinpath(*parts)
+                if parts[0] == "utils":
+                    yield from filter(Path.is_file, (stem.with_suffix(".py"), stem / "__init__.py"))

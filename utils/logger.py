@@ -59,19 +59,14 @@ def git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def code_commit(folder: Path | None = None, last_change: bool = False) -> str:
-    """Short hash of the commit that the code stands at, `-dirty` when code differs from it.
+def code_commit(folder: Path) -> str:
+    """Short hash of the current commit, with `-dirty` when the code of a day's folder differs from it.
 
-    Looked at are `utils/` and, with `folder`, the notebook in it; tables and pictures that a run
-    writes do not count. With `last_change` it is the last commit that changed this code: the same for two
-    commits between which only texts changed. Empty where there is no git or no repository.
+    The code is what `days.code_files` finds; tables and pictures that a run writes do not count. Empty where there
+    is no git or no repository.
     """
-    paths = ["utils", *([str(folder / "*.ipynb")] if folder else [])]
-    if last_change:
-        commit = git("log", "-1", "--abbrev=10", "--format=%h", "--", *paths)
-    else:
-        commit = git("rev-parse", "--short=10", "HEAD")
-    dirty = commit and git("status", "--porcelain", "--", *paths)
+    commit = git("rev-parse", "--short=10", "HEAD")
+    dirty = commit and git("status", "--porcelain", "--", *map(str, days.code_files(folder)))
     return f"{commit}-dirty" if dirty else commit
 
 

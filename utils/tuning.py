@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import optuna
 from filelock import FileLock
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import Trial, TrialState
+from torch import nn
 
-from .days import runs
-from .logger import code_commit
+from . import days
+from .logger import RunLogger, git
+from .training import History, count_parameters
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -48,6 +52,70 @@ def open_study(path: Path, direction: str = "maximize") -> optuna.Study:
         load_if_exists=True,
         pruner=optuna.pruners.PercentilePruner(60.0, n_startup_trials=8, n_warmup_steps=5),
     )
+
+
+def study_path(day: int, profile: str, name: str = "tpe") -> Path:
+    """The journal file of one study of a day."""
+    return days.runs(profile, days.get(day).name, f"{name}.journal")
+
+
+def suggest(
+    trial: Trial, space: Mapping[str, BaseDistribution], sgd_factor: float = 1.0
+) -> dict[str, Any]:
+    """What a trial draws from the space; floats have four significant digits, so that a row is exact.
+
+    `sgd_factor` multiplies the learning rates (`lr`, `..._lr`) of trials whose optimizer is SGD.
+    """
+    drawn = {
+        name: trial.suggest_float(name, d.low, d.high, log=d.log)
+        if isinstance(d, FloatDistribution)
+        else trial.suggest_categorical(name, d.choices)
+        for name, d in space.items()
+    }
+    if drawn.get("optimizer") == "SGD":
+        drawn |= {k: sgd_factor * v for k, v in drawn.items() if k.endswith("lr")}
+    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in drawn.items()}
+
+
+def run_trial(
+    trial: Trial,
+    log: RunLogger,
+    settings: Mapping[str, Any],
+    train: Callable[..., tuple[nn.Module, History]],
+    score: Callable[[Mapping[str, float]], float],
+    *,
+    epochs: int,
+    curves: Mapping[str, str],
+    measure: Callable[[nn.Module, History], Mapping[str, Any]] | None = None,
+    **config: Any,
+) -> float:
+    """Train once by `settings`, write the row of the trial, and return its score.
+
+    `train(settings, run=..., stop=...)` returns the model and its history. `score(numbers)` of each epoch is
+    reported; a trial that the pruner stops before `epochs` gets a row, too. The row has the last epoch's
+    numbers that the table has a column for, `curves` (column: name in the history), what `measure` returns,
+    and `config`, which like `settings` names the run. Raises `optuna.TrialPruned`.
+    """
+    pruned = False
+
+    def stop(numbers: Mapping[str, float]) -> bool:
+        nonlocal pruned
+        trial.report(score(numbers), numbers["epoch"])
+        pruned = numbers["epoch"] < epochs and trial.should_prune()
+        return pruned
+
+    with log.run(role="sweep", trial=trial.number, **config, **settings) as run:
+        model, history = train(settings, run=run, stop=stop)
+        last = history.epochs[-1]
+        row = {k: v for k, v in last.items() if k in log.columns and k not in settings}
+        row |= {"final_loss": last["train_loss"], "epochs": last["epoch"]}
+        row |= {"state": "pruned" if pruned else "complete", "n_params": count_parameters(model)}
+        for column, name in curves.items():
+            row[column] = " ".join(f"{v:.4f}" for v in history.column(name))
+        run.log_metrics(**row | dict(measure(model, history) if measure else {}))
+    if pruned:
+        raise optuna.TrialPruned
+    return score(last)
 
 
 def worker_name() -> str:
@@ -100,31 +168,34 @@ def search(
     seed: int = 0,
     say: Callable[[str], None] = print,
     catch: tuple[type[Exception], ...] = (FloatingPointError,),
+    code: str = "",
 ) -> optuna.Study:
     """Work on the study until it has `trials` finished (complete or pruned) or running trials.
 
     Trial k is drawn by a sampler seeded with `seed + k`, so a search that was stopped goes on as it
     would have, and two workers draw different trials. `objective(trial)` returns the value or raises
     `optuna.TrialPruned`; exceptions in `catch` (a diverged training) make a failed trial, others end
-    the worker. Raises ValueError for an unknown sampler, and for a study that another commit of the code
-    began: its scores are of another training. A rehearsal of the quick profile begins anew instead.
+    the worker. `code` names the code of the training (`days.code_version`). Raises ValueError for an unknown
+    sampler, and for a study that other code began: its scores are of another training. A rehearsal of the
+    quick profile begins anew instead.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler {sampler!r}: write one of {', '.join(SAMPLERS)}")
     study = open_study(path)
     lock = FileLock(str(path.with_name(f".{path.name}.draw.lock")))
     with lock:
-        begun, now = study.user_attrs.get("commit"), code_commit(last_change=True)
-        if begun not in (None, now) and runs("quick") in path.parents:
+        begun = study.user_attrs.get("code", code)
+        if begun != code and days.runs("quick") in path.parents:
             path.unlink()
-            study, begun = open_study(path), None
-        if begun is None:
-            study.set_user_attr("commit", now)
-        elif begun != now:
+            study = open_study(path)
+        elif begun != code:
             raise ValueError(
-                f"the study {path.name} was begun by commit {begun or 'none'} of the code, this is "
-                f"{now or 'none'}: delete {path.name} to begin anew, or check that commit out to go on"
+                f"the study {path.name} was begun by other code (commit {study.user_attrs['commit']}): "
+                f"delete {path.name} to begin anew, or check that commit out to continue"
             )
+        if "code" not in study.user_attrs:
+            study.set_user_attr("code", code)
+            study.set_user_attr("commit", git("rev-parse", "--short=10", "HEAD") or "none")
     while True:
         with lock:  # count and draw at once: two workers never take one place
             for number in put_back(study):
