@@ -20,7 +20,7 @@ run: $(VENV)/.installed        ## all days that exist, quick profile, offline, e
 test: $(VENV)/.installed       ## the whole test suite (what CI runs)
 	@$(PY) -m pytest
 check: $(VENV)/.installed      ## the short loop: lint and the tests without notebooks
-	@$(PY) -m ruff check -q . && $(PY) -m pytest -q -m "not notebook and not processes"
+	@$(PY) -m ruff check -q . && $(PY) -m pytest -q -m "not notebook and not processes and not slow"
 extras: $(VENV)/.installed     ## optional packages: requirements-extras.txt
 	@$(PY) -m pip install -r requirements-extras.txt -c constraints.txt $(PIP_ARGS)
 lab: $(VENV)/.installed        ## JupyterLab in this folder

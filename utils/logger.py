@@ -292,13 +292,8 @@ class Run:
         mode = os.environ.get("WANDB_MODE", "disabled")
         if mode not in ("online", "offline"):
             return None
-        try:
-            import wandb
-        except ImportError as e:
-            raise LogError(
-                f"WANDB_MODE={mode} asks for wandb, which is not installed: "
-                "pip install wandb, or unset WANDB_MODE."
-            ) from e
+        import wandb  # takes seconds: only where it is used
+
         return wandb.init(
             project="ml_speech_learning",
             group=self.log.day.name,
