@@ -117,7 +117,7 @@ class Recipe:
         return FineTuning(
             epochs=self.short + self.long, batch_size=self.batch_size, lr=self.head_lr,
             encoder_lr=self.lr, frozen=False, mixed=True,
-            most=round(self.seconds * SAMPLE_RATE),
+            max_samples=round(self.seconds * SAMPLE_RATE),
         )  # fmt: skip
 
 

@@ -1,30 +1,37 @@
-"""Pretraining a small wav2vec 2.0 on sound alone (Baevski et al., 2020, arXiv:2006.11477)."""
+"""Pretrain a small wav2vec 2.0 on sound alone (Baevski et al., 2020, arXiv:2006.11477).
+
+On one device `python -m Day09_Wav2Vec2.pretrain`, on several `accelerate launch -m Day09_Wav2Vec2.pretrain`.
+"""
 
 from __future__ import annotations
 
 import copy
+import io
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 
 from utils import days
 from utils.device import autocast, pick_device, seed_everything
 from utils.features import SAMPLE_RATE, as_float
-from utils.logger import Run, progress
+from utils.logger import Run, RunLogger, progress
 from utils.models import ctc
 from utils.models.ctc import Vocabulary
 from utils.models.wav2vec2_ctc import (
     Wav2Vec2CTC,
     change_config,
-    ctc_config,
+    make_config,
     num_frames,
     read_card,
     schedule_factor,
@@ -75,7 +82,7 @@ def small_config(vocabulary: Vocabulary | None = None, **changes: Any) -> Wav2Ve
         "proj_codevector_dim": 128, "num_negatives": 30, "attention_dropout": 0.0,
         "activation_dropout": 0.0,
     }  # fmt: skip
-    return ctc_config(vocabulary, size | changes)
+    return make_config(vocabulary, size | changes)
 
 
 def receptive_field(config: Wav2Vec2Config) -> tuple[int, int]:
@@ -203,6 +210,11 @@ def draw_masks(
     return mask, negatives + first[:, None, None]
 
 
+def make_accelerator() -> Accelerator:
+    """The process group that `accelerate launch` started, or this process alone, on `pick_device`'s device."""
+    return Accelerator(mixed_precision="no", cpu=pick_device().type == "cpu")
+
+
 def pretrain(
     model: Wav2Vec2ForPreTraining,
     sound: Tensor,
@@ -215,24 +227,33 @@ def pretrain(
     label: str = "pretraining",
     bar: bool = True,
 ) -> History:
-    """Learn from sound alone: tell each hidden frame's code from those of other hidden frames.
+    """Train the model to identify each masked frame's code among those of other masked frames.
 
-    `sound` is int16 `(samples,)`, wholly on the model's device; crops are cut there. Loss per hidden
-    frame: contrastive (-log softmax of cosine similarities over the true code and `num_negatives` others,
-    temperature 0.1) plus 0.1 times diversity (1 - perplexity / codes). The history has one entry for
+    `sound` is int16 `(samples,)` on the model's device; crops are cut there. Loss per masked frame:
+    contrastive (-log softmax of cosine similarities over the true code and `num_negatives` others,
+    temperature 0.1) plus 0.1 times diversity (1 - perplexity / codes). The history has one entry for every
     `settings.every` steps: `loss`, `contrastive`, `diversity`, `perplexity` (codes in use, at most 128
-    in `small_config`), `grad_norm`. After each the state is saved, and a killed training goes on there;
-    `stop` sees it, and ends the training by saying True.
+    in `small_config`), `grad_norm`. After each entry the state is saved, and the same call after a kill
+    continues there; `stop(entry)` may end the training.
 
-    Raises ValueError when a crop is longer than the sound, Diverged for a loss that is not finite.
+    Under `accelerate launch` the crops of each batch are divided among the processes, and only the main process
+    writes. All processes draw the whole batch, so the crops and masks do not depend on their number; codes in
+    use are counted for each process's own crops. Raises ValueError when a crop is longer than the sound or the
+    batch cannot be divided, Diverged for a loss that is not finite.
     """
-    device, config = model.device, model.config
+    accelerator, device, config = make_accelerator(), model.device, model.config
+    ranks, main = accelerator.num_processes, accelerator.is_main_process
+    size = settings.batch_size // ranks
+    mine = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
+    if settings.batch_size % ranks:
+        raise ValueError(f"{settings.batch_size} crops cannot be divided among {ranks} processes")
     length = round(settings.crop * SAMPLE_RATE)
     if len(sound) < length:
         raise ValueError(f"{len(sound)} samples of sound are less than one crop")
     frames = num_frames(length, config)
-    checkpoint = checkpoint or (run.checkpoint if run else None)
     keep = run is not None and run.keeps_checkpoint
+    checkpoint = checkpoint or (run.checkpoint if run else None)
+    (checkpoint,) = broadcast_object_list([checkpoint])
     optimizer = torch.optim.AdamW(
         model.parameters(), settings.lr, (0.9, 0.98), weight_decay=settings.weight_decay
     )
@@ -242,11 +263,12 @@ def pretrain(
     history, start = History(), 0
     if checkpoint and checkpoint.exists():
         history, start = resume(checkpoint, model, optimizer, scheduler, run)
-    model.train()
+    network = accelerator.prepare(model)
+    network.train()
     inside = torch.arange(length, device=device)
-    all_samples = torch.full((settings.batch_size,), length, device=device)
+    all_samples = torch.full((size,), length, device=device)
     periods = -(-settings.steps // settings.every)
-    with progress(settings.steps, label, start * settings.every, bar) as shown:
+    with progress(settings.steps, label, start * settings.every, bar and main) as shown:
         for period in range(start, periods):
             seed_everything(seed * 100_003 + period)
             first = period * settings.every
@@ -256,30 +278,33 @@ def pretrain(
             for step in range(first, last):
                 mask, negatives = draw_masks(settings.batch_size, frames, config, settings, device)
                 at = torch.randint(0, len(sound) - length + 1, (settings.batch_size, 1))
-                crops = as_float(sound[at.to(device) + inside])
-                share = min(1.0, step / (0.7 * settings.steps))
-                model.set_gumbel_temperature(2.0 * 0.25**share)
+                crops = as_float(sound[at[mine].to(device) + inside])  # (batch, length)
+                elapsed = min(1.0, step / (0.7 * settings.steps))
+                model.set_gumbel_temperature(2.0 * 0.25**elapsed)
                 with autocast(device, settings.mixed):
-                    out = model(
+                    out = network(
                         ctc.normalise_waves(crops, all_samples),
-                        mask_time_indices=mask, sampled_negative_indices=negatives,
-                    )  # fmt: skip
-                hidden = mask.sum()
-                loss = out.loss / hidden
+                        mask_time_indices=mask[mine],
+                        sampled_negative_indices=negatives[mine] - mine.start * frames,
+                    )
+                masked = mask.sum() / ranks  # the mean over processes then is per masked frame
+                loss = out.loss / masked
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                accelerator.backward(loss)
                 norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
                 optimizer.step()
                 scheduler.step()
                 step_numbers = {
-                    "loss": loss, "contrastive": out.contrastive_loss / hidden,
-                    "diversity": out.diversity_loss / hidden,
+                    "loss": loss, "contrastive": out.contrastive_loss / masked,
+                    "diversity": out.diversity_loss / masked,
                     "perplexity": out.codevector_perplexity, "grad_norm": norm,
                 }  # fmt: skip
                 for name, value in step_numbers.items():
                     curves.setdefault(name, []).append(value.detach().float())
                 shown.update()
-            numbers = {k: torch.stack(v).cpu() for k, v in curves.items()}
+            numbers = {
+                k: accelerator.reduce(torch.stack(v), "mean").cpu() for k, v in curves.items()
+            }
             seconds = time.perf_counter() - began
             for name, values in numbers.items():
                 history.steps.setdefault(name, []).extend(values.tolist())
@@ -293,12 +318,13 @@ def pretrain(
             history.epochs.append(entry)
             if run:
                 run.log_epoch(**as_epoch_kwargs(entry))
-            if checkpoint:
+            if checkpoint and main:
                 save_checkpoint(checkpoint, model, optimizer, scheduler, history)
+            accelerator.wait_for_everyone()
             if stop and stop(entry):
                 break
             shown.set_postfix_str(f"loss {entry['loss']:.3f}, perplexity {entry['perplexity']:.0f}")
-    if checkpoint and not keep:
+    if checkpoint and main and not keep:
         checkpoint.unlink(missing_ok=True)
     model.eval()
     return history
@@ -326,16 +352,15 @@ def weights_path(profile: str, seed: int = 0) -> Path:
 
 
 def pretrain_small(profile: str, path: Path, seed: int = 0, steps: int | None = None) -> History:
-    """Pretrain the small network on the speech at hand and write it to `path`; returns the history.
+    """Pretrain the small network on the training sets and write it to `path`; returns the history.
 
-    What `python -m Day09_Wav2Vec2.pretrain` does. The run is a row of Day 9's table; the card has data, settings,
-    device and the curve.
+    The run is a row of Day 9's table; the card has data, settings, device and the curve. Of several processes
+    only the main one writes.
     """
-    from utils.logger import RunLogger
-
     settings = PRETRAINING[profile]
     if steps:
         settings = replace(settings, steps=steps)
+    accelerator = make_accelerator()
     sound, hours = pretraining_sound(profile)
     device = pick_device()
     allow_tf32(device)
@@ -345,19 +370,26 @@ def pretrain_small(profile: str, path: Path, seed: int = 0, steps: int | None = 
     size = sum(p.numel() for p in model.parameters())
     log = RunLogger(9, profile, "+".join(hours), device, PRETRAIN_COLUMNS)
     chosen = {k: getattr(settings, k) for k in ("steps", "batch_size", "crop", "lr")}
-    with log.run(role="sweep", seed=seed, model=path.stem, task="pretraining", **chosen) as run:
+    row = {"role": "sweep", "seed": seed, "model": path.stem, "task": "pretraining", **chosen}
+    main = accelerator.is_main_process
+    with log.run(**row) if main else nullcontext() as run:
         history = pretrain(model, sound.to(device), settings, seed=seed, run=run)
-        end = history.epochs[-1]
-        run.log_metrics(n_params=size, final_loss=end["loss"], grad_norm=end["grad_norm"])
-        run.log_metrics(contrastive=end["contrastive"], perplexity=end["perplexity"])
-    card = training_card(
-        log, history, settings, seed, model=path.stem, n_params=size, hours=hours,
-        what="wav2vec 2.0 pretrained without labels",
-        **{"never heard": "speakers of validation and test"},
-    )  # fmt: skip
-    save_wav2vec2(path, model, card)
+        if run:
+            end = history.epochs[-1]
+            run.log_metrics(n_params=size, final_loss=end["loss"], grad_norm=end["grad_norm"])
+            run.log_metrics(contrastive=end["contrastive"], perplexity=end["perplexity"])
+    if main:
+        card = training_card(
+            log, history, settings, seed, model=path.stem, n_params=size, hours=hours,
+            what="wav2vec 2.0 pretrained without labels",
+            **{"never heard": "speakers of validation and test"},
+        )  # fmt: skip
+        save_wav2vec2(path, model, card)
+    accelerator.wait_for_everyone()  # for the file
     return history
 
 
 if __name__ == "__main__":
-    sys.exit(training_command({"": (weights_path, pretrain_small)}))
+    quiet = nullcontext() if make_accelerator().is_main_process else redirect_stdout(io.StringIO())
+    with quiet:
+        sys.exit(training_command({"": (weights_path, pretrain_small)}))

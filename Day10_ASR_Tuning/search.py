@@ -32,13 +32,31 @@ WEIGHTS = days.get(9).folder / "checkpoints" / "connected_words_pretrained_full.
 """Where the trials begin: Day 9's recogniser of its grid, pretrained by the full profile, all labels."""
 DAY9 = {
     "quick": FineTuning(
-        epochs=2, batch_size=8, lr=1e-2, encoder_lr=1e-3, frozen=False, mixed=True, most=240_000
+        epochs=2,
+        batch_size=8,
+        lr=1e-2,
+        encoder_lr=1e-3,
+        frozen=False,
+        mixed=True,
+        max_samples=240_000,
     ),
     "study": FineTuning(
-        epochs=8, batch_size=16, lr=1e-2, encoder_lr=1e-3, frozen=False, mixed=True, most=240_000
+        epochs=8,
+        batch_size=16,
+        lr=1e-2,
+        encoder_lr=1e-3,
+        frozen=False,
+        mixed=True,
+        max_samples=240_000,
     ),
     "full": FineTuning(
-        epochs=40, batch_size=64, lr=1e-2, encoder_lr=1e-3, frozen=False, mixed=True, most=1_920_000
+        epochs=40,
+        batch_size=64,
+        lr=1e-2,
+        encoder_lr=1e-3,
+        frozen=False,
+        mixed=True,
+        max_samples=1_920_000,
     ),
 }
 """The settings of Day 9's grid, which the search is compared with."""

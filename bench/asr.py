@@ -74,7 +74,7 @@ def sound_per_second(
     device = side.recogniser.device
     side.step(batches[0], mixed)
     synchronize(device)
-    sound = side.examples.sentences.lengths.sum() / SAMPLE_RATE
+    sound = side.examples.utterances.lengths.sum() / SAMPLE_RATE
     passes, began = 0, time.perf_counter()
     while time.perf_counter() - began < least:
         for numbers in batches:
@@ -84,18 +84,24 @@ def sound_per_second(
     return passes * float(sound) / (time.perf_counter() - began)
 
 
+def random_batches(count: int, batch_size: int, generator: torch.Generator) -> list[list[int]]:
+    """The stock way: numbers of utterances in batches of any lengths."""
+    order = torch.randperm(count, generator=generator)
+    return [numbers.tolist() for numbers in order.split(batch_size)]
+
+
 def padding(lengths: np.ndarray) -> None:
     """Print what share of the computed samples is padding, in random and in bucketed batches."""
     g = torch.Generator().manual_seed(0)
-    for name, bucketed in (("random", False), ("bucketed", True)):
-        batches = ctc.length_batches(lengths, BATCH, g, bucketed)
+    random = random_batches(len(lengths), BATCH, g)
+    for name, batches in (("random", random), ("bucketed", ctc.length_batches(lengths, BATCH, g))):
         print(f"padding in {name} batches: {padding_share(lengths, batches):.1%}")
 
 
 def claims(device: torch.device, sentences: Utterances, least: float = 10.0) -> list[Claim]:
     """The stock way against each saving alone and both together, and float32 against bfloat16."""
     g = torch.Generator().manual_seed(0)
-    mixed_up = ctc.length_batches(sentences.lengths, BATCH, g, bucketed=False)
+    mixed_up = random_batches(len(sentences), BATCH, g)
     alike = ctc.length_batches(sentences.lengths, BATCH, g)
     plain, kept = (Fixture(device, sentences, cached) for cached in (False, True))
     stock = sound_per_second(plain, mixed_up, least=least)

@@ -28,6 +28,7 @@ from Day09_Wav2Vec2.transcribe import transcribe
 from Day10_ASR_Tuning import search
 from tools.__main__ import main
 from utils import days
+from utils.device import seed_everything
 from utils.features import AudioError
 from utils.logger import RunLogger, read_table
 from utils.models import ctc
@@ -48,7 +49,6 @@ ROOT = Path(__file__).resolve().parent.parent
 TONES = {"A": 400, "B": 900, "C": 1700, " ": 0}
 RANDOM = ("hidden", "attention", "activation", "feat_proj", "final")
 CALM = {"layerdrop": 0.0, **{f"{name}_dropout": 0.0 for name in RANDOM}}
-PLAIN = {**CALM, "mask_time_prob": 0.0}  # no chance in a step at all
 
 
 def spoken(*texts: str, rate: int = 16_000, letter: float = 0.12) -> Utterances:
@@ -134,6 +134,20 @@ def test_under_autocast_only_the_convolutions_leave_float32():
     assert logits.dtype == torch.float32
     plain = logits_of(recogniser, some)
     assert (logits - plain).norm() < 0.05 * plain.norm()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_spec_augment_masks_the_frames_that_the_library_masks(seed):
+    from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
+
+    config = tiny_config(mask_time_prob=(0.05, 0.3, 0.65)[seed % 3])
+    counts = torch.tensor([60, 33, 12, 9])  # the last is shorter than a span
+    inside = torch.arange(60) < counts[:, None]
+    seed_everything(seed)
+    wanted = _compute_mask_indices((4, 60), config.mask_time_prob, 10, inside, 2)
+    seed_everything(seed)
+    masks = w2v.draw_time_masks(counts.tolist(), 60, config)
+    assert torch.equal(masks & inside, torch.from_numpy(wanted) & inside)
 
 
 def test_padding_and_the_cache_change_nothing():
@@ -337,20 +351,6 @@ def test_an_empty_transcript_is_learned_as_blanks():
         CTCDataset(Utterances.of([some.wave(0)], ["AB 7"], ["x"]), recogniser, strict=True)
 
 
-def test_ctc_is_computed_where_it_can_be(monkeypatch):
-    w2v.ctc_device.cache_clear()
-    cpu = torch.device("cpu")
-    assert w2v.ctc_device(cpu) == cpu
-
-    def missing(scores, *args, **kwargs):
-        raise NotImplementedError("aten::_ctc_loss is not implemented for this device")
-
-    w2v.ctc_device.cache_clear()
-    monkeypatch.setattr(F, "ctc_loss", missing)
-    assert w2v.ctc_device(torch.device("cpu", 0)) == cpu
-    w2v.ctc_device.cache_clear()
-
-
 def test_letters_are_found_where_they_were_said():
     letters = Vocabulary(("<pad>", "|", "A", "B"))
     recogniser = load_recogniser(tiny_config(), letters)
@@ -492,63 +492,15 @@ def test_each_epoch_is_logged(tmp_path, monkeypatch):
             assert math.isfinite(float(row[name]))
 
 
-LAUNCHED = """
-    import json, sys
-    from pathlib import Path
-    sys.path[:0] = [{root!r}, {tests!r}]
-    import torch
-    torch.set_num_threads(1)
-    import test_wav2vec2 as t
-    recogniser, history = t.trained(changes=t.PLAIN)
-    from accelerate import PartialState
-    if PartialState().is_main_process:
-        result = dict(ranks=PartialState().num_processes, loss=history.steps["loss"],
-                      weights=t.weights(recogniser)[::101].tolist())
-        Path(sys.argv[1]).write_text(json.dumps(result))
-"""
-
-
-@pytest.mark.processes
-def test_two_processes_train_what_one_does(tmp_path):
-    """`accelerate launch --cpu` starts one of the two, as it does under mpirun: so it is called twice."""
-    script = tmp_path / "launched.py"
-    script.write_text(textwrap.dedent(LAUNCHED).format(root=str(ROOT), tests=str(ROOT / "tests")))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--num_processes", "2", "--cpu", "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", port, str(script), str(tmp_path / "result.json")]
-    crew = []
-    for rank in ("0", "1"):
-        env = {**os.environ, "STUDY_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
-        env |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
-        env |= {"LOCAL_WORLD_SIZE": "2"}
-        with open(tmp_path / f"{rank}.log", "w") as log:
-            crew.append(subprocess.Popen(command, env=env, cwd=tmp_path, stdout=log, stderr=log))
-    try:
-        codes = [process.wait(180) for process in crew]
-    finally:
-        for process in crew:
-            process.kill()
-    assert codes == [0, 0], (tmp_path / "0.log").read_text()[-2000:]
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["ranks"] == 2
-    recogniser, history = trained(changes=PLAIN)
-    assert result["loss"] == pytest.approx(history.steps["loss"], rel=1e-4)
-    np.testing.assert_allclose(result["weights"], weights(recogniser)[::101].numpy(), atol=2e-5)
-
-
 # --- pretraining ------------------------------------------------------------------------------------
 
 FEW = Pretraining(steps=60, batch_size=4, crop=0.4, lr=5e-3, every=20, mixed=False)
 
 
-def pretrained(settings=FEW, **how):
+def pretrained(settings=FEW, changes=(), **how):
     sound = spoken("ABCCA BACA", "CABBA ABC").joined()
     torch.manual_seed(0)
-    model = Wav2Vec2ForPreTraining(tiny_config(mask_time_length=4))
+    model = Wav2Vec2ForPreTraining(tiny_config(mask_time_length=4, **dict(changes)))
     return model, pretrain(model, sound, settings, bar=False, **how)
 
 
@@ -581,6 +533,76 @@ def test_pretraining_lowers_its_loss_and_goes_on_after_a_kill(tmp_path, monkeypa
     assert codes.max() < 8
     with pytest.raises(ValueError, match="less than one crop"):
         pretrain(model, torch.zeros(100, dtype=torch.int16), FEW)
+
+
+@pytest.fixture
+def no_chance_in_the_codes(monkeypatch):
+    """The likeliest code instead of Gumbel noise."""
+
+    def likeliest(logits, tau=1.0, hard=False, dim=-1):
+        soft = (logits / tau).softmax(dim)
+        return F.one_hot(soft.argmax(dim), soft.shape[dim]) - soft.detach() + soft
+
+    monkeypatch.setattr(F, "gumbel_softmax", likeliest)
+
+
+LAUNCHED = """
+    import json, sys
+    from pathlib import Path
+    sys.path[:0] = [{root!r}, {tests!r}]
+    import pytest, torch
+    torch.set_num_threads(1)
+    import test_wav2vec2 as t
+    t.no_chance_in_the_codes.__wrapped__(pytest.MonkeyPatch())
+    model, history = t.pretrained(changes=t.PLAIN_CODES)
+    process = t.day09_pretrain.make_accelerator()
+    result = dict(ranks=process.num_processes, loss=history.steps["loss"],
+                  weights=t.weights(model)[::101].tolist())
+    Path(sys.argv[1], f"{{process.process_index}}.json").write_text(json.dumps(result))
+    weights = Path(sys.argv[1]) / "small.safetensors"
+    quick = t.replace(t.day09_pretrain.PRETRAINING["quick"], steps=2)
+    t.day09_pretrain.PRETRAINING["quick"] = quick
+    t.day09_pretrain.pretrain_small("quick", weights)
+    assert weights.exists()
+"""
+PLAIN_CODES = {**CALM, "diversity_loss_weight": 0.0}
+"""No chance in a step but for the codes; diversity counts the codes of one process's crops."""
+
+
+@pytest.mark.processes
+def test_two_processes_pretrain_what_one_does(tmp_path, no_chance_in_the_codes):
+    """`accelerate launch --cpu` starts one of the two, as it does under mpirun: so it is called twice."""
+    script = tmp_path / "launched.py"
+    script.write_text(textwrap.dedent(LAUNCHED).format(root=str(ROOT), tests=str(ROOT / "tests")))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--num_processes", "2", "--cpu", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", port, str(script), str(tmp_path)]
+    crew = []
+    for rank in ("0", "1"):
+        env = {**os.environ, "STUDY_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+        env |= {"STUDY_RUNS": str(tmp_path), "RANK": rank, "LOCAL_RANK": rank}
+        env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        with open(tmp_path / f"{rank}.log", "w") as log:
+            crew.append(subprocess.Popen(command, env=env, cwd=tmp_path, stdout=log, stderr=log))
+    try:
+        codes = [process.wait(180) for process in crew]
+    finally:
+        for process in crew:
+            process.kill()
+    assert codes == [0, 0], (tmp_path / "0.log").read_text()[-2000:]
+    model, history = pretrained(changes=PLAIN_CODES)
+    for rank in (0, 1):
+        result = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert result["ranks"] == 2
+        assert result["loss"] == pytest.approx(history.steps["loss"], rel=1e-3)
+        np.testing.assert_allclose(result["weights"], weights(model)[::101].numpy(), atol=1e-3)
+    table = tmp_path / "quick" / days.get(9).name / f"{days.get(9).name}_params.csv"
+    assert len(read_table(table)) == 1  # the main process alone writes
+    assert not list(tmp_path.rglob("*.pt"))
 
 
 def test_negatives_are_other_hidden_frames_of_the_same_crop():

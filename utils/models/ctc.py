@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..features import SAMPLE_RATE, as_float
 from ..metrics import Difference, Interval, bootstrap_ratio
@@ -380,13 +380,8 @@ def _signed(kind: str, ref: str, out: str) -> str:
     return signs.get(kind, ref)
 
 
-def alignment_text(reference: str, output: str) -> str:
-    """One line: `RIGHT UP→GO −ZERO +LEFT` for a substitution, a deletion and an insertion."""
-    return " ".join(_signed(*pair) for pair in aligned(reference, output))
-
-
 def alignment_html(reference: str, output: str) -> str:
-    """The same signs, in colour too: orange, red, green."""
+    """One line: `RIGHT UP→GO −ZERO +LEFT` for a substitution, a deletion and an insertion, each in its colour."""
     spans = []
     for kind, ref, out in aligned(reference, output):
         text = html.escape(_signed(kind, ref, out))
@@ -414,33 +409,28 @@ def length_batches(
     lengths: Sequence[int] | np.ndarray,
     batch_size: int,
     generator: torch.Generator | None = None,
-    bucketed: bool = True,
-    most: int | None = None,
+    max_samples: int | None = None,
 ) -> list[list[int]]:
-    """Numbers of utterances in batches of similar length, so that little is padded.
+    """Numbers of utterances in batches of similar length, so that there is little padding.
 
-    With a `generator` neighbours in length are mixed and the batches come in a random order; without,
-    they are sorted, the shortest first. `bucketed=False` is the stock way: any length beside any other.
-    `most` bounds the samples of a batch, padding included: fewer long utterances, no memory run out.
+    With a `generator` neighbours in length are mixed and the batches come in random order; without one,
+    they are sorted, the shortest first. `max_samples` bounds the samples of a batch, padding included.
     """
     lengths = np.asarray(lengths)
-    if generator is None:
-        order = np.argsort(lengths, kind="stable")
-    elif bucketed:
+    mix = 1.0
+    if generator is not None:
         mix = 1 + 0.1 * torch.rand(len(lengths), generator=generator).numpy()
-        order = np.argsort(lengths * mix, kind="stable")
-    else:
-        order = torch.randperm(len(lengths), generator=generator).numpy()
+    order = np.argsort(lengths * mix, kind="stable")
     batches: list[list[int]] = []
     longest = 0
     for i in order.tolist():
         longest = max(longest, int(lengths[i]))
         full = not batches or len(batches[-1]) == batch_size
-        if full or (most and longest * (len(batches[-1]) + 1) > most):
+        if full or (max_samples and longest * (len(batches[-1]) + 1) > max_samples):
             batches.append([])
             longest = int(lengths[i])
         batches[-1].append(i)
-    if generator is not None and bucketed:
+    if generator is not None:
         shuffled = torch.randperm(len(batches), generator=generator).tolist()
         batches = [batches[i] for i in shuffled]
     return batches
@@ -465,37 +455,32 @@ class Batch:
 
 
 def collate(
-    sentences: Utterances,
+    utterances: Utterances,
     numbers: Sequence[int],
     vocabulary: Vocabulary,
     device: torch.device | None = None,
-    normalised: bool = True,
 ) -> Batch:
-    """These utterances as a batch; waves of mean 0 and variance 1 as wav2vec 2.0 was trained on.
+    """These utterances as a batch, with the waves normalised.
 
-    Raises ValueError for another rate than 16 kHz and for a text that the vocabulary cannot write.
+    Raises ValueError for another sample rate than 16 kHz and for a text with letters outside the vocabulary.
     """
-    check_rate(sentences.rate)
-    device = device or torch.device("cpu")
-    waves = [sentences.wave(i) for i in numbers]
-    lengths = torch.tensor([len(w) for w in waves])
-    x = np.zeros((len(waves), int(lengths.max())), np.int16)
-    for row, wave in zip(x, waves, strict=True):
-        row[: len(wave)] = wave
-    x, lengths = torch.from_numpy(x).to(device), lengths.to(device)
-    x = as_float(x) if not normalised else normalise_waves(as_float(x), lengths)
-    labels, label_lengths = encode_texts([sentences.texts[i] for i in numbers], vocabulary)
+    check_rate(utterances.rate)
+    waves = [torch.from_numpy(np.array(utterances.wave(i))) for i in numbers]
+    lengths = torch.tensor([len(w) for w in waves], device=device)
+    x = nn.utils.rnn.pad_sequence(waves, batch_first=True).to(device)  # (batch, time), int16
+    labels, label_lengths = encode_texts([utterances.texts[i] for i in numbers], vocabulary)
+    x = normalise_waves(as_float(x), lengths)
     return Batch(x, lengths, labels.to(device), label_lengths.to(device))
 
 
 def encode_texts(texts: Sequence[str], vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
     """Normalised and encoded texts, padded with the blank: `(batch, letters)`, and their lengths `(batch,)`."""
     codes = [vocabulary.encode(normalise_text(text)) for text in texts]
-    label_lengths = torch.tensor([len(c) for c in codes])
-    labels = torch.full((len(codes), max(1, int(label_lengths.max()))), vocabulary.blank)
+    lengths = torch.tensor([len(c) for c in codes])
+    labels = torch.full((len(codes), max(1, int(lengths.max()))), vocabulary.blank)
     for row, code in zip(labels, codes, strict=True):
         row[: len(code)] = torch.tensor(code, dtype=torch.long)
-    return labels, label_lengths
+    return labels, lengths
 
 
 def check_rate(rate: int) -> None:

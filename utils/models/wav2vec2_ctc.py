@@ -1,7 +1,6 @@
-"""wav2vec 2.0 (Baevski et al., 2020, arXiv:2006.11477): a small one, its pretraining, and fine-tuning with CTC.
+"""wav2vec 2.0 with a CTC head (Baevski et al., 2020, arXiv:2006.11477): loading, evaluation and fine-tuning.
 
-The networks are Hugging Face's `Wav2Vec2ForPreTraining` and `Wav2Vec2ForCTC`; what is around them is here.
-Letters, decoding and batches are in `utils.asr`.
+The network is Hugging Face's `Wav2Vec2ForCTC`. Letters, decoding and batches are in `ctc`, pretraining in Day 9.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ from ..device import autocast, pick_device, seed_everything, synchronize
 from ..features import SAMPLE_RATE
 from ..logger import Run, progress
 from ..speech.corpora import Utterances
-from ..training import Diverged, History, as_epoch_kwargs, resume, save_checkpoint, total_norm
+from ..training import Diverged, History, as_epoch_kwargs, resume, save_checkpoint
 from . import ctc
 from .ctc import BLANK, SEPARATOR, UNKNOWN, Batch, Errors, Vocabulary
 
 
 def tiny_config(vocabulary: Vocabulary | None = None, **changes: Any) -> Wav2Vec2Config:
-    """30 thousand weights and a frame each 10 ms: for tests and rehearsals, not for results."""
+    """A network of 30 thousand weights with a frame every 10 ms, for tests and the quick profile only."""
     size: dict[str, Any] = {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
         "intermediate_size": 64, "conv_dim": (32,) * 3, "conv_kernel": (10, 8, 4),
@@ -47,10 +46,11 @@ def tiny_config(vocabulary: Vocabulary | None = None, **changes: Any) -> Wav2Vec
         "num_codevectors_per_group": 8, "codevector_dim": 16, "proj_codevector_dim": 16,
         "num_negatives": 10,
     }  # fmt: skip
-    return ctc_config(vocabulary, size | changes)
+    return make_config(vocabulary, size | changes)
 
 
-def ctc_config(vocabulary: Vocabulary | None, size: Mapping[str, Any]) -> Wav2Vec2Config:
+def make_config(vocabulary: Vocabulary | None, size: Mapping[str, Any]) -> Wav2Vec2Config:
+    """The configuration of our own networks: `size` is what differs between them."""
     vocabulary = vocabulary or Vocabulary()
     settings = {
         "vocab_size": len(vocabulary), "pad_token_id": vocabulary.blank, "bos_token_id": None,
@@ -62,7 +62,7 @@ def ctc_config(vocabulary: Vocabulary | None, size: Mapping[str, Any]) -> Wav2Ve
 
 
 def num_frames(samples, config: Wav2Vec2Config):
-    """Frames that the convolutions make of so many samples (a number or a tensor); 0 for too few."""
+    """Frames that the convolutions make of this many samples (a number or a tensor); 0 for too few."""
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         samples = (samples - kernel) // stride + 1
     return samples.clamp(min=0) if torch.is_tensor(samples) else max(0, samples)
@@ -71,12 +71,11 @@ def num_frames(samples, config: Wav2Vec2Config):
 class Wav2Vec2CTC(nn.Module):
     """A `Wav2Vec2ForCTC` with its vocabulary.
 
-    `(x, lengths)` to logits `(batch, frames, symbols)` and frames `(batch,)`. `x` is normalised waves
-    `(batch, time)` with `lengths` in samples, or the convolutions' output `(batch, frames, channels)`,
-    kept from before, with `lengths` in frames; both ways are one computation. SpecAugment's masks work in
-    training. Group norm (wav2vec2-base) was trained without an attention mask and is given none; there,
-    padding changes a result a little. Under autocast only the convolutions leave float32: in the
-    transformer bfloat16 loses the gradient (our pretrained weights with a new head: cosine to float32's
+    Takes normalised waves `(batch, time)` with their lengths in samples, or the cached output of the
+    convolutions `(batch, frames, channels)` with lengths in frames: both give the same logits. SpecAugment is on
+    in training. A network with group norm (wav2vec2-base) was trained without an attention mask and gets none, so
+    there padding changes the logits a little. Under autocast only the convolutions leave float32: in the
+    transformer bfloat16 spoils the gradient (our pretrained weights with a new head: cosine to float32's
     -0.04 in the keys of its first layer, 0.35 in the projection below it; WER 1.5 after 944 steps for 0.62).
     Raises ValueError when network and vocabulary do not fit.
     """
@@ -107,29 +106,50 @@ class Wav2Vec2CTC(nn.Module):
         return self.model.wav2vec2.feature_extractor(waves).transpose(1, 2)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        config = self.config
-        features = self.encode(x) if x.ndim == 2 else x
-        frames = num_frames(lengths, config) if x.ndim == 2 else lengths
+        """Logits `(batch, frames, symbols)` and the number of frames of each utterance `(batch,)`."""
+        features = self.encode(x) if x.ndim == 2 else x  # (batch, frames, channels)
+        frames = num_frames(lengths, self.config) if x.ndim == 2 else lengths  # (batch,)
         with torch.autocast(x.device.type, enabled=False):
-            return self._letters(features.float(), frames), frames
+            return self.head(features.float(), frames), frames
 
-    def _letters(self, features: Tensor, frames: Tensor) -> Tensor:
-        """What lies above the convolutions: `(batch, frames, channels)` to logits."""
+    def head(self, features: Tensor, frames: Tensor) -> Tensor:
+        """All that is above the convolutions: `(batch, frames, channels)` to logits `(batch, frames, symbols)`."""
         body, config, inside = self.model.wav2vec2, self.config, None
         if config.feat_extract_norm == "layer":
-            places = torch.arange(features.shape[1], device=features.device)
-            inside = places < frames[:, None]
-        hidden, _ = body.feature_projection(features)
-        if self.training and hidden.shape[1] >= config.mask_time_length:
-            hidden = body._mask_hidden_states(hidden, attention_mask=inside)
+            positions = torch.arange(features.shape[1], device=features.device)
+            inside = positions < frames[:, None]  # (batch, frames), False in padding
+        hidden, _ = body.feature_projection(features)  # (batch, frames, hidden)
+        width = hidden.shape[1]
+        if self.training and config.mask_time_prob > 0 and width >= config.mask_time_length:
+            counts = [width] * len(hidden) if inside is None else inside.sum(1).tolist()
+            mask = draw_time_masks(counts, width, config).to(hidden.device)  # (batch, frames)
+            hidden[mask] = body.masked_spec_embed.to(hidden.dtype)
         hidden = body.encoder(hidden, attention_mask=inside).last_hidden_state
         return self.model.lm_head(self.model.dropout(hidden))
+
+
+def draw_time_masks(counts: Sequence[int], width: int, config: Wav2Vec2Config) -> Tensor:
+    """The frames that SpecAugment masks, `(batch, width)` of bool; `counts` are the utterances' frames.
+
+    Spans of `mask_time_length` frames start at different places and may overlap. The random numbers are NumPy's,
+    drawn in the library's order.
+    """
+    length = config.mask_time_length
+    masks = np.zeros((len(counts), width), bool)
+    rounding = np.random.rand()  # noqa: NPY002
+    for row, n in zip(masks, counts, strict=True):
+        starts = max(n - length + 1, 0)
+        spans = int(config.mask_time_prob * n / length + rounding)
+        spans = min(max(spans, config.mask_time_min_masks), width // length, starts)
+        first = np.random.choice(starts, spans, replace=False)  # noqa: NPY002
+        row[first[:, None] + np.arange(length)] = True
+    return torch.from_numpy(masks)
 
 
 def make_processor(
     vocabulary: Vocabulary, config: Wav2Vec2Config | None = None
 ) -> Wav2Vec2Processor:
-    """Tokenizer and feature extractor of this vocabulary for Hugging Face's own tools."""
+    """The tokenizer and the feature extractor that Hugging Face's tools expect beside the weights."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "vocab.json"
         numbers = {symbol: i for i, symbol in enumerate(vocabulary.symbols)}
@@ -151,13 +171,13 @@ def load_recogniser(
     device: torch.device | None = None,
     **changes: Any,
 ) -> Wav2Vec2CTC:
-    """A recogniser from wherever its weights are, in evaluation mode.
+    """Load a recogniser, in evaluation mode.
 
     `source` is a `Wav2Vec2Config` (random weights), this repository's `NAME.safetensors` with its card, a
     folder that `save_folder` or `save_pretrained` wrote, or a name on the hub, such as
-    `facebook/wav2vec2-base` (378 MB). Weights that were fine-tuned keep their head and their vocabulary;
-    pretrained ones get a new head for `vocabulary`. `changes` override the configuration. Raises
-    RuntimeError that says the ways on when there is nothing to load.
+    `facebook/wav2vec2-base` (378 MB). Fine-tuned weights keep their head and vocabulary; pretrained ones get a
+    new head for `vocabulary`. `changes` override the configuration. Raises RuntimeError, with what to do
+    about it, when the weights are not there.
     """
     vocabulary = vocabulary or Vocabulary()
     if isinstance(source, Wav2Vec2Config):
@@ -178,6 +198,7 @@ def _head_of(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def change_config(config: Mapping[str, Any], changes: Mapping[str, Any]) -> Wav2Vec2Config:
+    """A configuration from a dictionary, with some fields replaced."""
     return Wav2Vec2Config.from_dict({**config, **changes})
 
 
@@ -203,6 +224,7 @@ def _load_small(
 
 
 def read_card(path: Path) -> dict[str, Any]:
+    """The card beside a `.safetensors` file. Raises RuntimeError when either is missing."""
     card = path.with_suffix(".json")
     if not path.is_file() or not card.is_file():
         raise RuntimeError(
@@ -218,7 +240,7 @@ def _load_pretrained(
     source: str, vocabulary: Vocabulary, changes: Mapping[str, Any]
 ) -> tuple[Wav2Vec2ForCTC, Vocabulary]:
     before = logging.get_verbosity()
-    logging.set_verbosity_error()  # a new head is meant, not a mishap
+    logging.set_verbosity_error()  # no warning about the newly initialised head
     try:
         config = Wav2Vec2Config.from_pretrained(source)
         if "Wav2Vec2ForCTC" in (config.architectures or []):
@@ -239,7 +261,7 @@ def _load_pretrained(
 
 
 def save_folder(recogniser: Wav2Vec2CTC, folder: Path) -> None:
-    """Write model, tokenizer and feature extractor as `fine_tuned_model/` for `load_recogniser` or any HF tool."""
+    """Write model, tokenizer and feature extractor, for `load_recogniser` and for any Hugging Face tool."""
     recogniser.model.save_pretrained(folder)
     make_processor(recogniser.vocabulary, recogniser.config).save_pretrained(folder)
 
@@ -247,29 +269,17 @@ def save_folder(recogniser: Wav2Vec2CTC, folder: Path) -> None:
 # --- CTC --------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def ctc_device(device: torch.device) -> torch.device:
-    """Where the CTC loss of this device is computed: there if it can, else on the CPU (MPS has no CTC)."""
-    try:
-        scores = torch.zeros(3, 1, 2, device=device, requires_grad=True)
-        labels = torch.ones(1, 1, dtype=torch.long, device=device)
-        one = torch.ones(1, dtype=torch.long, device=device)
-        F.ctc_loss(scores.log_softmax(-1), labels, 3 * one, one).backward()
-    except (NotImplementedError, RuntimeError):
-        return torch.device("cpu")
-    return device
-
-
 def ctc_losses(
     logits: Tensor, frames: Tensor, batch: Batch, blank: int, zero_infinity: bool = True
 ) -> Tensor:
-    """-log p(text | sound) of each utterance per letter: `(batch,)`.
+    """-log p(text | sound) of each utterance, per letter: `(batch,)`.
 
     With `zero_infinity` an utterance that is too short for its text counts 0 and has no gradient;
-    without, one such utterance makes the whole batch's loss infinite and the weights NaN.
+    without, one such utterance makes the whole batch's loss infinite and the weights NaN. Computed on the CPU
+    where the device has no CTC loss (MPS).
     """
-    place = ctc_device(logits.device)
-    log_probs = logits.float().log_softmax(-1).transpose(0, 1).to(place)
+    place = logits.device if logits.is_cuda else torch.device("cpu")
+    log_probs = logits.float().log_softmax(-1).transpose(0, 1).to(place)  # (frames, batch, symbols)
     labels, frames, lengths = (t.to(place) for t in (batch.labels, frames, batch.label_lengths))
     losses = F.ctc_loss(
         log_probs, labels, frames, lengths, blank, "none", zero_infinity=zero_infinity
@@ -277,89 +287,81 @@ def ctc_losses(
     return (losses / lengths.clamp(min=1)).to(logits.device)
 
 
-# --- examples, decoding, evaluation -------------------------------------------------------------------
+# --- data sets, evaluation ----------------------------------------------------------------------------
 
 
 def has_enough_frames(
-    sentences: Utterances, config: Wav2Vec2Config, vocabulary: Vocabulary
+    utterances: Utterances, config: Wav2Vec2Config, vocabulary: Vocabulary
 ) -> np.ndarray:
-    """Which utterances have frames enough for their text, so that CTC can learn them: `(utterances,)` of bool."""
-    need = [
-        max(1, ctc.frames_needed(vocabulary.encode(ctc.normalise_text(text))))
-        for text in sentences.texts
-    ]
-    return np.array([num_frames(int(n), config) for n in sentences.lengths]) >= need
+    """Which utterances have enough frames for their text, so that CTC can learn them: `(utterances,)`, bool."""
+    codes = [vocabulary.encode(ctc.normalise_text(text)) for text in utterances.texts]
+    needed = [max(1, ctc.frames_needed(code)) for code in codes]
+    return np.array([num_frames(int(n), config) for n in utterances.lengths]) >= needed
 
 
 class CTCDataset:
-    """Sentences as batches for a recogniser; with `cached` the frozen convolutions run once, here.
+    """Utterances as batches for a recogniser; with `cached` the frozen convolutions run once, here.
 
-    `lengths` `(utterances,)` are in samples, or frames when cached. Raises ValueError for another rate
-    than 16 kHz, for a letter outside the vocabulary, and for an utterance shorter than one frame, in
-    training (`strict`) also for one that is too short for its text.
+    `lengths` `(utterances,)` are in samples, or in frames when cached. Raises ValueError for another sample rate
+    than 16 kHz, for a letter outside the vocabulary, for an utterance shorter than one frame and, with
+    `strict` (training), for one that is too short for its text.
     """
 
     def __init__(
         self,
-        sentences: Utterances,
+        utterances: Utterances,
         recogniser: Wav2Vec2CTC,
         cached: bool = False,
         strict: bool = False,
-        dtype: torch.dtype = torch.float32,
     ) -> None:
-        ctc.check_rate(sentences.rate)
+        ctc.check_rate(utterances.rate)
         config, vocabulary = recogniser.config, recogniser.vocabulary
-        frames = np.array([num_frames(int(n), config) for n in sentences.lengths])
-        good = has_enough_frames(sentences, config, vocabulary) if strict else frames > 0
+        frames = np.array([num_frames(int(n), config) for n in utterances.lengths])
+        good = has_enough_frames(utterances, config, vocabulary) if strict else frames > 0
         if not good.all():
             first = int(np.flatnonzero(~good)[0])
             raise ValueError(
                 f"{int((~good).sum())} of {len(good)} utterances are too short, e.g. "
-                f"{sentences.names[first]}: {frames[first]} frames for {sentences.texts[first]!r}. "
-                "Leave them out: sentences.take(fits(sentences, config, vocabulary))."
+                f"{utterances.names[first]}: {frames[first]} frames for {utterances.texts[first]!r}. "
+                "Leave them out: utterances.take(has_enough_frames(utterances, config, vocabulary))."
             )
-        self.sentences, self.recogniser = sentences, recogniser
-        self.lengths = frames if cached else sentences.lengths
-        self.kept: list[Tensor] | None = None
+        self.utterances, self.recogniser = utterances, recogniser
+        self.lengths = frames if cached else utterances.lengths
+        self.cache: list[Tensor] | None = None
         if cached:
-            self.kept = self._encode(dtype)
-            self.labels = ctc.encode_texts(sentences.texts, vocabulary)
+            self.cache = self._encode()
+            self.labels = ctc.encode_texts(utterances.texts, vocabulary)
 
     def __len__(self) -> int:
-        return len(self.sentences)
+        return len(self.utterances)
 
     @torch.no_grad()
-    def _encode(self, dtype: torch.dtype) -> list[Tensor]:
-        """Each utterance's frames `(frames, channels)`, on the device. Group norm sees one at a time."""
+    def _encode(self) -> list[Tensor]:
+        """Each utterance's frames `(frames, channels)`, on the device; one by one for group norm."""
         together = 16 if self.recogniser.config.feat_extract_norm == "layer" else 1
-        kept: list[Tensor] = [torch.empty(0)] * len(self)
-        for numbers in ctc.length_batches(self.sentences.lengths, together):
-            batch = self._waves(numbers)
-            features = self.recogniser.encode(batch.x).to(dtype)
+        cache: list[Tensor] = [torch.empty(0)] * len(self)
+        for numbers in ctc.length_batches(self.utterances.lengths, together):
+            features = self.recogniser.encode(self.batch(numbers).x)  # (batch, frames, channels)
             for i, row in zip(numbers, features, strict=True):
-                kept[i] = row[: int(self.lengths[i])].clone()
-        return kept
-
-    def _waves(self, numbers: Sequence[int]) -> Batch:
-        recogniser = self.recogniser
-        return ctc.collate(self.sentences, numbers, recogniser.vocabulary, recogniser.device)
+                cache[i] = row[: int(self.lengths[i])].clone()
+        return cache
 
     def batch(self, numbers: Sequence[int]) -> Batch:
         """These utterances, padded to the longest, on the recogniser's device."""
-        if self.kept is None:
-            return self._waves(numbers)
         device = self.recogniser.device
-        some = [self.kept[i].float() for i in numbers]
-        x = nn.utils.rnn.pad_sequence(some, batch_first=True)
+        if self.cache is None:
+            return ctc.collate(self.utterances, numbers, self.recogniser.vocabulary, device)
+        features = [self.cache[i] for i in numbers]
+        x = nn.utils.rnn.pad_sequence(features, batch_first=True)  # (batch, frames, channels)
         labels, label_lengths = (t[list(numbers)] for t in self.labels)
         labels = labels[:, : max(1, int(label_lengths.max()))]
-        lengths = torch.tensor([len(f) for f in some], device=device)
+        lengths = torch.tensor([len(f) for f in features], device=device)
         return Batch(x, lengths, labels.to(device), label_lengths.to(device))
 
 
 @dataclass
 class Evaluation:
-    """What a recogniser says of a set: texts in its order, log probabilities `(frames, symbols)`, numbers."""
+    """A recogniser's output for a data set: texts, log probabilities `(frames, symbols)` each, loss and errors."""
 
     outputs: list[str]
     log_probs: list[Tensor]
@@ -368,7 +370,7 @@ class Evaluation:
     errors: Errors
 
     def numbers(self) -> dict[str, float]:
-        """`loss`, `wer`, `cer`, and `blanks`, the share of frames whose likeliest symbol is the blank."""
+        """`loss`, `wer`, `cer`, and `blanks`, the fraction of frames whose likeliest symbol is the blank."""
         return {
             "loss": self.loss, "wer": self.errors.wer, "cer": self.errors.cer, "blanks": self.blanks,
         }  # fmt: skip
@@ -376,25 +378,24 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate_ctc(
-    recogniser: Wav2Vec2CTC, examples: Utterances | CTCDataset, batch_size: int = 16
+    recogniser: Wav2Vec2CTC, dataset: Utterances | CTCDataset, batch_size: int = 16
 ) -> Evaluation:
-    """Greedy decoding of a set, its mean loss per letter, and its error rates against the normalised texts."""
-    if isinstance(examples, Utterances):
-        examples = CTCDataset(examples, recogniser)
+    """Greedy decoding of a data set, its mean loss per letter, and its errors against the normalised texts."""
+    if isinstance(dataset, Utterances):
+        dataset = CTCDataset(dataset, recogniser)
     vocabulary, training = recogniser.vocabulary, recogniser.training
     recogniser.eval()
-    log_probs: list[Tensor] = [torch.empty(0)] * len(examples)
+    log_probs: list[Tensor] = [torch.empty(0)] * len(dataset)
     losses, blanks, total = 0.0, 0.0, 0
     try:
-        for numbers in ctc.length_batches(examples.lengths, batch_size):
-            batch = examples.batch(numbers)
+        for numbers in ctc.length_batches(dataset.lengths, batch_size):
+            batch = dataset.batch(numbers)
             logits, frames = recogniser(batch.x, batch.lengths)
-            per_utterance = ctc_losses(logits, frames, batch, vocabulary.blank)
+            losses += float(ctc_losses(logits, frames, batch, vocabulary.blank).sum())
             count = int(frames.sum())
-            share = ctc.blank_fraction(logits, frames, vocabulary.blank)
-            losses, blanks = losses + float(per_utterance.sum()), blanks + share * count
+            blanks += ctc.blank_fraction(logits, frames, vocabulary.blank) * count
             total += count
-            rows = logits.float().log_softmax(-1).cpu()
+            rows = logits.float().log_softmax(-1).cpu()  # (batch, frames, symbols)
             for i, row, n in zip(numbers, rows, frames.tolist(), strict=True):
                 log_probs[i] = row[:n].clone()
     finally:
@@ -402,11 +403,9 @@ def evaluate_ctc(
     outputs = [
         vocabulary.decode(ctc.collapse(p.argmax(-1).tolist(), vocabulary.blank)) for p in log_probs
     ]
-    references = [ctc.normalise_text(text) for text in examples.sentences.texts]
-    return Evaluation(
-        outputs, log_probs, losses / len(examples), blanks / total,
-        ctc.errors(references, outputs),
-    )  # fmt: skip
+    references = [ctc.normalise_text(text) for text in dataset.utterances.texts]
+    errors = ctc.errors(references, outputs)
+    return Evaluation(outputs, log_probs, losses / len(dataset), blanks / total, errors)
 
 
 # --- fine-tuning --------------------------------------------------------------------------------------
@@ -423,27 +422,28 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda s: 0.5 * (1 + float(np.cos(np.pi * s))),
     "constant": lambda s: 1.0,
 }
-"""Factor of the learning rate at the share `s` of training; in each the first tenth rises from 0 (warm-up).
+"""Factor of the learning rate at a fraction of the training; each starts with a warm-up over the first tenth.
 
-`tri-stage` is the paper's: rise, stay until the half, fall exponentially to a twentieth.
+`tri-stage` is the paper's: warm-up, constant until the half, then exponential decay to a twentieth.
 """
 
 WARM_UP = 0.1
 
 
 def schedule_factor(name: str, step: int, steps: int) -> float:
-    """The factor of step `step` (from 0) of `steps`: SCHEDULES[name] under a linear warm-up."""
-    share = step / max(1, steps)
-    return min((step + 1) / max(1.0, WARM_UP * steps), 1.0) * SCHEDULES[name](share)
+    """The factor of the learning rate at `step` (from 0) of `steps`: SCHEDULES[name] under a linear warm-up."""
+    fraction = step / max(1, steps)
+    return min((step + 1) / max(1.0, WARM_UP * steps), 1.0) * SCHEDULES[name](fraction)
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How a recogniser is fine-tuned. `lr` is the head's, `encoder_lr` that of all below (by default the same).
+    """How a recogniser is fine-tuned.
 
-    `frozen` leaves the convolutions as they are; `cached` computes their output once (frozen only);
-    `mixed` computes them in bfloat16 where the device gains.
-    `most` bounds a batch in samples (in frames when cached), padding included.
+    `lr` is the head's learning rate, `encoder_lr` (default: `lr`) that of the rest. `frozen` keeps the
+    convolutions as they are, `cached` computes their output once (frozen only), `mixed` computes them in
+    bfloat16 where the device is faster with it. `max_samples` bounds a batch in samples (in frames when cached),
+    padding included.
     """
 
     epochs: int = 20
@@ -455,8 +455,7 @@ class FineTuning:
     clip: float = 1.0
     frozen: bool = True
     cached: bool = False
-    bucketed: bool = True
-    most: int | None = None
+    max_samples: int | None = None
     mixed: bool = False
 
     def __post_init__(self) -> None:
@@ -468,20 +467,11 @@ class FineTuning:
 
 
 def freeze_encoder(recogniser: Wav2Vec2CTC, frozen: bool = True) -> None:
-    """Whether the convolutions are trained."""
-    extractor = recogniser.model.wav2vec2.feature_extractor
-    extractor.requires_grad_(not frozen)
-    extractor._requires_grad = not frozen  # else the library asks for gradients of the wave
-
-
-def make_accelerator():
-    """One process or several, as this program was started (`accelerate launch`), on `pick_device`'s device."""
-    from accelerate import Accelerator, DistributedDataParallelKwargs
-
-    # the mask embedding has no gradient in a step without masks
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    on_cpu = pick_device().type == "cpu"
-    return Accelerator(mixed_precision="no", cpu=on_cpu, kwargs_handlers=[unused])
+    """Freeze the convolutions, or train them."""
+    if frozen:
+        recogniser.model.freeze_feature_encoder()
+    else:
+        recogniser.model.wav2vec2.feature_extractor.requires_grad_(True)
 
 
 def fine_tune(
@@ -497,54 +487,49 @@ def fine_tune(
     label: str = "fine-tuning",
     bar: bool = True,
 ) -> History:
-    """Train with CTC and return the history; the recogniser moves to the device that trains it.
+    """Train with CTC on `pick_device()`, to which the recogniser moves, and return the history.
 
-    `train` is one set, or one for each epoch (the last goes on): short sequences first, or others each time.
-    Each epoch logs `train_loss` (per letter), `grad_norm`, `lr`, and of the validation part `val_loss`,
-    `val_wer`, `val_cer`, `val_blanks` and three `decoded` lines. SpecAugment, dropout and layer drop are
-    those of the recogniser's configuration. With `run` (or `checkpoint`) the state is saved after each
-    epoch and a killed training goes on there; an epoch's random numbers depend on `seed` and its number
-    alone. Under `accelerate launch` each batch is shared out over the processes, so the same settings
-    give the same training on any number of them; only the first writes.
+    `train` is one data set, or one for each epoch (a curriculum; the last one repeats). Each epoch logs
+    `train_loss` (per letter), `grad_norm` and `lr`, and on the validation part `val_loss`, `val_wer`, `val_cer`,
+    `val_blanks` and three `decoded` lines. SpecAugment, dropout and layer drop are the configuration's. With
+    `run` (or `checkpoint`) the state is saved after each epoch, and the same call after a kill continues there:
+    an epoch's random numbers depend only on `seed` and its number. `stop(entry)` may end the training.
 
-    Several trainings from one set of weights can share their cached `CTCDataset`: give these instead of the
-    sentences, made by a recogniser with the same convolutions. Raises ValueError for utterances that
-    cannot be learned (see CTCDataset) and for cached ones when the convolutions are to be trained, Diverged
-    when the loss of an epoch is not finite.
+    Several training runs from the same convolutions can share one cached `CTCDataset`. Raises ValueError for
+    utterances that cannot be learned (see CTCDataset) and for a cached data set when the convolutions are to be
+    trained, Diverged when the loss of an epoch is not finite.
     """
-    accelerator = make_accelerator()
-    rank, ranks = accelerator.process_index, accelerator.num_processes
+    device, vocabulary = pick_device(), recogniser.vocabulary
     checkpoint = checkpoint or (run.checkpoint if run else None)
     keep = run is not None and run.keeps_checkpoint
-    run = run if accelerator.is_main_process else None
     freeze_encoder(recogniser, settings.frozen)
-    recogniser.to(accelerator.device)
+    recogniser.to(device)
 
-    def prepared(some: Utterances | CTCDataset, strict: bool) -> CTCDataset:
-        if isinstance(some, Utterances):
-            return CTCDataset(some, recogniser, settings.cached, strict)
-        if some.kept is not None and not settings.frozen:
+    def prepare(data: Utterances | CTCDataset, strict: bool) -> CTCDataset:
+        if isinstance(data, Utterances):
+            return CTCDataset(data, recogniser, settings.cached, strict)
+        if data.cache is not None and not settings.frozen:
             raise ValueError("only the output of frozen convolutions can be cached")
-        return some
+        return data
 
-    sets = [train] if isinstance(train, (Utterances, CTCDataset)) else train
-    lessons = [prepared(some, True) for some in sets]
-    held_out = prepared(validation, False)
-    references = [ctc.normalise_text(text) for text in held_out.sentences.texts[:3]]
+    parts = [train] if isinstance(train, (Utterances, CTCDataset)) else train
+    curriculum = [prepare(part, strict=True) for part in parts]
+    curriculum += curriculum[-1:] * (settings.epochs - len(curriculum))
+    held_out = prepare(validation, strict=False)
+    references = [ctc.normalise_text(text) for text in held_out.utterances.texts[:3]]
 
-    def batches_of(epoch: int) -> list[list[int]]:
-        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
-        lengths = lessons[min(epoch, len(lessons) - 1)].lengths
-        return ctc.length_batches(
-            lengths, settings.batch_size, generator, settings.bucketed, settings.most
-        )
-
-    plan = [batches_of(epoch) for epoch in range(settings.epochs)]
+    plan: list[list[list[int]]] = []  # for each epoch its batches of utterance numbers
+    for epoch, data in zip(range(settings.epochs), curriculum, strict=False):
+        order = torch.Generator().manual_seed(seed * 100_003 + epoch)
+        size = settings.batch_size
+        plan.append(ctc.length_batches(data.lengths, size, order, settings.max_samples))
     steps = sum(map(len, plan))
-    head = list(recogniser.model.lm_head.parameters())
-    below = [p for p in recogniser.model.wav2vec2.parameters() if p.requires_grad]
-    encoder_lr = settings.lr if settings.encoder_lr is None else settings.encoder_lr
-    groups = [{"params": head}, {"params": below, "lr": encoder_lr}]
+    model, encoder_lr = recogniser.model, settings.encoder_lr
+    encoder = [p for p in model.wav2vec2.parameters() if p.requires_grad]
+    groups = [
+        {"params": list(model.lm_head.parameters())},
+        {"params": encoder, "lr": settings.lr if encoder_lr is None else encoder_lr},
+    ]
     optimizer = CTC_OPTIMIZERS[settings.optimizer](groups, lr=settings.lr)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: schedule_factor(settings.scheduler, step, steps)
@@ -552,74 +537,63 @@ def fine_tune(
     history, start = History(), 0
     if checkpoint and checkpoint.exists():
         history, start = resume(checkpoint, recogniser, optimizer, scheduler, run)
-    network = accelerator.prepare(recogniser)
     done = sum(map(len, plan[:start]))
-    show = bar and accelerator.is_main_process
-    with progress(steps, label, done, show) as shown:
+    zero_infinity = bool(recogniser.config.ctc_zero_infinity)
+    with progress(steps, label, done, bar) as shown:
         for epoch in range(start, settings.epochs):
-            # other dropout in each process, the same when the epoch is repeated
-            seed_everything((seed * 100_003 + epoch) * 64 + rank)
+            # other masks and dropout in each epoch, the same when it is repeated
+            seed_everything((seed * 100_003 + epoch) * 64)
             recogniser.train()
             losses, norms, rates = [], [], []
-            examples = lessons[min(epoch, len(lessons) - 1)]
             began = time.perf_counter()
             for numbers in plan[epoch]:
-                mine = numbers[rank::ranks]
-                batch = examples.batch(mine or numbers[:1])
-                with autocast(accelerator.device, settings.mixed):
-                    logits, frames = network(batch.x, batch.lengths)
-                per_utterance = ctc_losses(
-                    logits, frames, batch, recogniser.vocabulary.blank,
-                    bool(recogniser.config.ctc_zero_infinity),
-                )  # fmt: skip
-                part = per_utterance.sum() * bool(mine) / len(numbers)
+                batch = curriculum[epoch].batch(numbers)
+                with autocast(device, settings.mixed):
+                    logits, frames = recogniser(batch.x, batch.lengths)
+                loss = ctc_losses(logits, frames, batch, vocabulary.blank, zero_infinity)
+                loss = loss.sum() / len(numbers)
                 optimizer.zero_grad(set_to_none=True)
-                accelerator.backward(part * ranks)  # the processes' gradients are averaged
-                norms.append(total_norm(recogniser))
-                nn.utils.clip_grad_norm_(recogniser.parameters(), settings.clip)
+                loss.backward()
+                norms.append(nn.utils.clip_grad_norm_(recogniser.parameters(), settings.clip))
                 rates.append(optimizer.param_groups[0]["lr"])
                 optimizer.step()
                 scheduler.step()
-                losses.append(part.detach())
+                losses.append(loss.detach())
                 shown.update()
-            synchronize(accelerator.device)
+            synchronize(device)
             seconds = time.perf_counter() - began
-            total = accelerator.reduce(torch.stack(losses), "sum").cpu()
-            norm = torch.stack(norms).cpu()
-            curves = {"loss": total.tolist(), "grad_norm": norm.tolist(), "lr": rates}
+            loss, norm = torch.stack(losses).cpu(), torch.stack(norms).cpu()
+            curves = {"loss": loss.tolist(), "grad_norm": norm.tolist(), "lr": rates}
             for name, values in curves.items():
                 history.steps.setdefault(name, []).extend(values)
             if run:
                 run.log_steps(done, curves)
             done += len(plan[epoch])
-            if not torch.isfinite(total).all():
+            if not torch.isfinite(loss).all():
                 raise Diverged(
                     f"the loss is not finite in epoch {epoch + 1}: learning rate too large, or "
                     "ctc_zero_infinity off with an utterance too short for its text?"
                 )
             found = evaluate_ctc(recogniser, held_out, settings.batch_size)
             entry: dict[str, Any] = {
-                "epoch": epoch + 1, "train_loss": total.mean().item(),
+                "epoch": epoch + 1, "train_loss": loss.mean().item(),
                 "grad_norm": norm.mean().item(), "lr": rates[-1], "seconds": round(seconds, 3),
             }  # fmt: skip
             entry |= {f"val_{k}": v for k, v in found.numbers().items()}
-            entry["decoded"] = " / ".join(
-                f"{ref} → {out or '(nothing)'}"
-                for ref, out in zip(references, found.outputs, strict=False)
-            )
+            pairs = zip(references, found.outputs, strict=False)
+            entry["decoded"] = " / ".join(f"{ref} → {out or '(nothing)'}" for ref, out in pairs)
             history.epochs.append(entry)
             if run:
                 run.log_epoch(**as_epoch_kwargs(entry))
-            if checkpoint and accelerator.is_main_process:
+            if checkpoint:
                 save_checkpoint(checkpoint, recogniser, optimizer, scheduler, history)
-            accelerator.wait_for_everyone()
             if stop and stop(entry):
                 break
             shown.set_postfix_str(
                 f"loss {entry['train_loss']:.3g}, WER {entry['val_wer']:.3g}, "
                 f"blanks {entry['val_blanks']:.2g}"
             )
-    if checkpoint and not keep and accelerator.is_main_process:
+    if checkpoint and not keep:
         checkpoint.unlink(missing_ok=True)
     recogniser.eval()
     return history
