@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 from utils.features import dct_matrix
 from utils.models import tts
-from utils.models.fastspeech import ParallelSynthesizer
-from utils.models.tacotron2 import Speech, Tacotron2, length_mask
+from utils.models.fastspeech import FastSpeech
+from utils.models.tacotron2 import SynthesisOutput, Tacotron2, length_mask
 from utils.models.tts_mel import SynthesisMel
 
 from . import durations
-from .fastspeech_training import TimedBatch, parallel_losses
+from .fastspeech_training import FastSpeechBatch, fastspeech_losses
 
 PITCH = 60, 400
 """Between which frequencies (Hz) a stranger's pitch is looked for."""
@@ -47,7 +47,7 @@ ADAPTING = {"quick": Adapting(steps=2), "study": Adapting(), "full": Adapting()}
 
 def timed_recording(
     wave: Tensor, text: str, voice: Tensor, mel: SynthesisMel, teacher: Tacotron2
-) -> TimedBatch:
+) -> FastSpeechBatch:
     """One recording `(time,)` of the words `text`, its letters timed by the attention of the `teacher`.
 
     `voice` `(256,)` is the d-vector that goes with it. Raises ValueError for a text that cannot be read, silence,
@@ -58,8 +58,8 @@ def timed_recording(
 
 
 def adapt(
-    model: ParallelSynthesizer, recording: TimedBatch, settings: Adapting, seed: int = 0
-) -> ParallelSynthesizer:
+    model: FastSpeech, recording: FastSpeechBatch, settings: Adapting, seed: int = 0
+) -> FastSpeech:
     """A copy of the model whose decoder has learned the voice of the recording, in evaluation mode.
 
     Letters are read and timed as before: only what turns timed letters into sound is trained, by the error of the
@@ -77,7 +77,7 @@ def adapt(
     )
     with tts.repeatable(device, seed), torch.enable_grad():
         for _ in range(settings.steps):
-            loss = parallel_losses(adapted(*recording), recording)["mel"]
+            loss = fastspeech_losses(adapted(*recording), recording)["mel"]
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(learning, 1.0)
@@ -87,12 +87,12 @@ def adapt(
 
 
 @torch.no_grad()
-def pace_of(model: ParallelSynthesizer, recording: TimedBatch) -> float:
+def pace_of(model: FastSpeech, recording: FastSpeechBatch) -> float:
     """How many times as fast as the model would say these words the recording says them, kept within `PACES`."""
     text, lengths, d_vectors = recording[:3]
     memory = model.memory(text, lengths, d_vectors)
     inside = length_mask(lengths, text.shape[1])[..., None].to(memory.dtype)
-    quickness = model.frames_of(memory, inside).sum() / recording.durations.sum()
+    quickness = model.predict_durations(memory, inside).sum() / recording.durations.sum()
     return float(quickness.clamp(*PACES))
 
 
@@ -142,12 +142,12 @@ def towards(mel: Tensor, recording: Tensor, settings: Adapting) -> Tensor:
 class Learned:
     """A voice that was learned: the adapted model, the recording that it learned from, and the `pace` of that."""
 
-    model: ParallelSynthesizer
-    recording: TimedBatch
+    model: FastSpeech
+    recording: FastSpeechBatch
     settings: Adapting
     pace: float = 1.0
 
-    def say(self, text: str) -> Speech:
+    def say(self, text: str) -> SynthesisOutput:
         """A text in this voice, moved towards its recording. Raises TextError for what cannot be read."""
         voice = self.recording.d_vectors
         speech = tts.speak(self.model, [text], voice, pace=self.pace)
@@ -158,7 +158,7 @@ class Learned:
 
 
 def learn(
-    model: ParallelSynthesizer, teacher: Tacotron2, wave: Tensor, said: str, voice: Tensor, mel: SynthesisMel,
+    model: FastSpeech, teacher: Tacotron2, wave: Tensor, said: str, voice: Tensor, mel: SynthesisMel,
     settings: Adapting,
 ) -> Learned:  # fmt: skip
     """The voice of one recording `(time,)` of the words `said`, at the mel's rate.

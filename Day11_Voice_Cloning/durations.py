@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from utils.features import as_float
-from utils.models.fastspeech import spread
+from utils.models.fastspeech import length_regulate
 from utils.models.tacotron2 import Tacotron2, length_mask, speech_steps
 from utils.models.tts import TTSDataset, repeatable
 from utils.models.tts_mel import MelSettings, trim_silence
 
-from .fastspeech_training import TimedBatch
+from .fastspeech_training import FastSpeechBatch
 
 PITCH = math.log(160.0), 0.2
 """Middle and spread of log pitch (Hz), fixed so that every set of speakers has the same scale."""
@@ -35,19 +35,19 @@ VOICED = 0.3
 
 @dataclass
 class TimedUtterances(TTSDataset):
-    """Sentences whose letters are timed: durations in frames `(n, letters)`, prosody `(n, letters, 3)`."""
+    """Utterances whose letters are timed: durations in frames `(n, letters)`, prosody `(n, letters, 3)`."""
 
     durations: Tensor | None = None
     prosody: Tensor | None = None
 
     def batch(
         self, index: Tensor | Sequence[int], r: int = 1, frames: int = 0, letters: int = 0
-    ) -> TimedBatch:  # fmt: skip
+    ) -> FastSpeechBatch:  # fmt: skip
         """Some sentences, padded as `Utterances.batch` does it."""
         index = torch.as_tensor(index, device=self.text.device)
         batch = super().batch(index, r, frames, letters)
         letters = batch.text.shape[1]
-        return TimedBatch(*batch, self.durations[index, :letters], self.prosody[index, :letters])  # fmt: skip
+        return FastSpeechBatch(*batch, self.durations[index, :letters], self.prosody[index, :letters])  # fmt: skip
 
 
 @torch.no_grad()
@@ -105,7 +105,7 @@ def letter_prosody(mel: Tensor, mel_lengths: Tensor, pitch: Tensor, durations: T
     `mel` `(n, n_mels, frames)`, `pitch` `(n, frames)` in Hz, `durations` `(n, letters)` in frames.
     """
     frames = mel.shape[2]
-    weights, _, _ = spread(durations, frames)
+    weights, _, _ = length_regulate(durations, frames)
     weights = weights * length_mask(mel_lengths, frames)[..., None]
     voiced = voiced_frames(mel)
 
@@ -125,7 +125,7 @@ def timed(
     sentences: TTSDataset, waves: Sequence[Tensor | np.ndarray], teacher: Tacotron2, settings: MelSettings,
     between: tuple[int, int] = PITCH_RANGE,
 ) -> TimedUtterances:  # fmt: skip
-    """Sentences with the times of their letters. `waves` `(time,)` each are those that were given to
+    """Utterances with the times of their letters. `waves` `(time,)` each are those that were given to
     `prepare`; pitch is looked for `between` two frequencies (Hz)."""
     durations = letter_durations(teacher, sentences)
     pitch = torch.zeros_like(sentences.mel[:, 0])

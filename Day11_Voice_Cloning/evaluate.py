@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from utils.device import synchronize
 from utils.features import SAMPLE_RATE, AudioError, resample, to_mono
 from utils.models.tts_mel import speech_bounds
-from utils.models.tts_text import normalise
+from utils.models.tts_text import expand_text
 from utils.models.verification import mean_embeddings
 from utils.speech.pack import to_int16
 
@@ -116,7 +116,7 @@ def real_time_factor(
 
 def plain_words(text: str) -> str:
     """The words of a text as a recogniser writes them: normalised, without punctuation."""
-    kept = "".join(c if c.isalpha() or c == "'" else " " for c in normalise(text))
+    kept = "".join(c if c.isalpha() or c == "'" else " " for c in expand_text(text))
     return " ".join(w.strip("'") for w in kept.split() if w.strip("'"))
 
 

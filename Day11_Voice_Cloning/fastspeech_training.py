@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from utils.models.fastspeech import ParallelSynthesizer, Timed, spread_over_time
+from utils.models.fastspeech import FastSpeech, FastSpeechOutput, channel_statistics
 from utils.models.tacotron2 import length_mask
 
 
-class TimedBatch(NamedTuple):
+class FastSpeechBatch(NamedTuple):
     """A `TextBatch` with durations `(batch, letters)` in frames and prosody `(batch, letters, 3)`."""
 
     text: Tensor
@@ -24,19 +24,19 @@ class TimedBatch(NamedTuple):
 
 
 @torch.no_grad()
-def measure_liveliness(model: ParallelSynthesizer, batch: TimedBatch, most: float = 1.5) -> None:  # fmt: skip
+def measure_liveliness(model: FastSpeech, batch: FastSpeechBatch, most: float = 1.5) -> None:  # fmt: skip
     """Set the model's factors: how much more each channel moves in recordings than in what the model says alone.
 
     The mean over the sentences of `batch`; never above `most`, since the lowest channels hold little but noise.
     """
     said = model.generate(*batch[:3])
-    _, mine = spread_over_time(said.before, said.lengths)
-    _, true = spread_over_time(batch.mel, batch.mel_lengths)
+    _, mine = channel_statistics(said.before, said.lengths)
+    _, true = channel_statistics(batch.mel, batch.mel_lengths)
     factors = true.mean(0) / mine.mean(0).clamp(min=1e-6)
     model.liveliness.copy_(factors.squeeze(1).clamp(max=most))
 
 
-def parallel_losses(out: Timed, batch: TimedBatch) -> dict[str, Tensor]:
+def fastspeech_losses(out: FastSpeechOutput, batch: FastSpeechBatch) -> dict[str, Tensor]:
     """The parts of the loss, each a scalar: `mel` (squared plus absolute error), `duration` (squared error of
     log(1 + frames)), `prosody` (squared error). Padding counts nowhere."""
     frames = length_mask(batch.mel_lengths, out.mel.shape[2])[:, None]
@@ -49,20 +49,18 @@ def parallel_losses(out: Timed, batch: TimedBatch) -> dict[str, Tensor]:
     return {"mel": mel} | {k: (v * letters).sum() / letters.sum() for k, v in parts.items()}  # fmt: skip
 
 
-class ParallelLoss(nn.Module):
+class FastSpeechLoss(nn.Module):
     """The model with its loss: a `TimedBatch` in, one number out, which is what `training.fit` lowers."""
 
-    def __init__(
-        self, model: ParallelSynthesizer, duration: float = 0.5, prosody: float = 0.3
-    ) -> None:
+    def __init__(self, model: FastSpeech, duration: float = 0.5, prosody: float = 0.3) -> None:
         super().__init__()
         self.model, self.weights = model, {"duration": duration, "prosody": prosody}
 
-    def parts(self, batch: TimedBatch) -> dict[str, Tensor]:
+    def parts(self, batch: FastSpeechBatch) -> dict[str, Tensor]:
         """The parts of the loss; `total` is what `forward` gives."""
-        parts = parallel_losses(self.model(*batch), batch)
+        parts = fastspeech_losses(self.model(*batch), batch)
         total = parts["mel"] + sum(w * parts[k] for k, w in self.weights.items())
         return {"total": total, **parts}
 
-    def forward(self, batch: TimedBatch) -> Tensor:
+    def forward(self, batch: FastSpeechBatch) -> Tensor:
         return self.parts(batch)["total"]

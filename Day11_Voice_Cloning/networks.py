@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from utils.models.fastspeech import ParallelConfig, ParallelSynthesizer
+from utils.models.fastspeech import FastSpeech, FastSpeechConfig
 from utils.models.tacotron2 import Tacotron2, TacotronConfig
 from utils.training import load_weights, save_weights
 
@@ -20,10 +20,11 @@ from .waveglow import WaveGlow, WaveGlowConfig
 NETWORKS = {
     "Tacotron2": (Tacotron2, TacotronConfig),
     "WaveGlow": (WaveGlow, WaveGlowConfig),
-    "ParallelSynthesizer": (ParallelSynthesizer, ParallelConfig),
+    "FastSpeech": (FastSpeech, FastSpeechConfig),
+    "ParallelSynthesizer": (FastSpeech, FastSpeechConfig),  # its name in the shipped cards
 }
 
-Network = Tacotron2 | WaveGlow | ParallelSynthesizer
+Network = Tacotron2 | WaveGlow | FastSpeech
 
 
 def save_network(path: Path, model: Network, **card: Any) -> int:

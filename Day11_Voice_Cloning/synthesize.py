@@ -27,9 +27,9 @@ from utils import days
 from utils.data import DataError
 from utils.features import SAMPLE_RATE, as_float, read_audio, resample, to_level
 from utils.models import tts
-from utils.models.fastspeech import ParallelSynthesizer
+from utils.models.fastspeech import FastSpeech
 from utils.models.ge2e import DVector, pretrained_dvector
-from utils.models.tacotron2 import Speech, Tacotron2
+from utils.models.tacotron2 import SynthesisOutput, Tacotron2
 from utils.models.tts import Vocoder
 from utils.models.tts_mel import LIBRISPEECH, SynthesisMel, trim_silence
 from utils.models.tts_text import encode
@@ -222,7 +222,7 @@ class Networks:
     """What speaks: synthesizers by part, vocoders by name, the mel between them, the cards of all weights, and how
     the parallel synthesizer learns a voice."""
 
-    synthesizers: dict[str, Tacotron2 | ParallelSynthesizer]
+    synthesizers: dict[str, Tacotron2 | FastSpeech]
     vocoders: dict[str, Vocoder]
     mel: SynthesisMel
     cards: dict[str, dict[str, Any]]
@@ -256,13 +256,13 @@ class Spoken:
     what it is and how long that took."""
 
     waves: dict[tuple[str, str], Tensor] = field(default_factory=dict)
-    speech: dict[tuple[str, str], Speech] = field(default_factory=dict)
+    speech: dict[tuple[str, str], SynthesisOutput] = field(default_factory=dict)
     seconds: dict[tuple[str, str], float] = field(default_factory=dict)
     learned: dict[str, Learned] = field(default_factory=dict)
     learning: dict[str, float] = field(default_factory=dict)
 
 
-def say(nets: Networks, part: str, text: str, voice: Tensor) -> Speech:
+def say(nets: Networks, part: str, text: str, voice: Tensor) -> SynthesisOutput:
     """One text by one synthesizer in one voice `(256,)`, alone. Raises TextError for what cannot be read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `stopped` says it
@@ -346,7 +346,7 @@ def clone(
     *,
     consent: bool,
     rate: int = SAMPLE_RATE,
-    vocoder: str = "waveglow",
+    vocoder: str = "griffin_lim",
     encoder: DVector | None = None,
     said: str = "",
 ) -> Tensor:
@@ -362,7 +362,9 @@ def clone(
             "consent is not given: clone a voice only when it is your own, or when the person agreed to this "
             "use; then say consent=True."
         )
-    encode(text)  # readable at all? Asked before anything is computed
+    if vocoder not in nets.vocoders:
+        raise ValueError(f"vocoder {vocoder!r}: write one of {', '.join(nets.vocoders)}")
+    encode(text)  # checked before anything is computed
     if isinstance(recording, (str, Path)):
         recording, rate = read_audio(recording), SAMPLE_RATE
     reference = check_reference(recording, rate)

@@ -27,16 +27,23 @@ from utils.device import pick_device, seed_everything
 from utils.features import SAMPLE_RATE
 from utils.logger import Run, RunLogger
 from utils.models import tts
-from utils.models.fastspeech import ParallelConfig, ParallelSynthesizer
+from utils.models.fastspeech import FastSpeech, FastSpeechConfig
 from utils.models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss, TextBatch
-from utils.models.tts import LengthBatches, Segments, TTSDataset, Watch, utterances, waves_at
+from utils.models.tts import (
+    AlignmentMonitor,
+    LengthBatches,
+    Segments,
+    TTSDataset,
+    make_dataset,
+    waves_at,
+)
 from utils.models.tts_mel import LIBRISPEECH, SynthesisMel
 from utils.speech import corpora
 from utils.speech.corpora import Utterances
 from utils.training import History, count_parameters, load_weights, training_card, training_command
 
 from . import durations, networks
-from .fastspeech_training import ParallelLoss, TimedBatch, measure_liveliness
+from .fastspeech_training import FastSpeechBatch, FastSpeechLoss, measure_liveliness
 from .waveglow import WaveGlow, WaveGlowConfig, WaveGlowLoss
 
 PARTS = ("kathleen", "voices", "vocoder", "parallel")
@@ -128,10 +135,10 @@ SIZES: dict[str, TacotronConfig] = {
     "full": TacotronConfig(r=2, dropout=0.2),
 }
 
-PARALLEL_SIZES: dict[str, ParallelConfig] = {
-    "quick": ParallelConfig(encoder=32, width=16, hidden=32, blocks=2, predictor=16, speaker=8),
-    "study": ParallelConfig(),
-    "full": ParallelConfig(width=384, hidden=768),
+PARALLEL_SIZES: dict[str, FastSpeechConfig] = {
+    "quick": FastSpeechConfig(encoder=32, width=16, hidden=32, blocks=2, predictor=16, speaker=8),
+    "study": FastSpeechConfig(),
+    "full": FastSpeechConfig(width=384, hidden=768),
 }
 
 GLOWS: dict[str, WaveGlowConfig] = {
@@ -165,7 +172,7 @@ def timed_utterances(
 ) -> durations.TimedUtterances:  # fmt: skip
     """`utterances` whose letters are timed by the teacher-forced attention of `teacher` (see `timing.timed`)."""
     waves = [w for part in parts for w in waves_at(part, mel.settings.sample_rate)]
-    sentences = utterances(parts, mel, settings.longest, settings.most, waves)
+    sentences = make_dataset(parts, mel, settings.longest, settings.most, waves)
     between = settings.lowest, settings.highest
     return durations.timed(sentences, waves, teacher, mel.settings, between)
 
@@ -225,8 +232,8 @@ def begin(part: str, profile: str, seed: int = 0) -> Begun:
     device = pick_device()
     name, training, held_out = sets_of(part, profile)
     mel = SynthesisMel(LIBRISPEECH).to(device)
-    data = utterances(training, mel, settings.longest, settings.most)
-    seen = utterances([held_out], mel, settings.longest, settings.most)
+    data = make_dataset(training, mel, settings.longest, settings.most)
+    seen = make_dataset([held_out], mel, settings.longest, settings.most)
     seen = seen.batch(range(min(16, len(seen))), config.r)
     seed_everything(seed)
     model, before = Tacotron2(config), ""
@@ -264,7 +271,7 @@ def _train_synthesizer(part: str, profile: str, path: Path, seed: int) -> Histor
         role="sweep", seed=seed, model=path.stem, task="synthesis", r=config.r, **chosen
     ) as run:
         watched = _watched(log, run)
-        best = Best(Watch(begun.held_out, run, watched), watched / "best.pt")
+        best = Best(AlignmentMonitor(begun.held_out, run, watched), watched / "best.pt")
         history = tts.train(
             loss, begun.batches, epochs=settings.steps // settings.every, lr=settings.lr,
             graph=begun.graph, validate=best, run=run,
@@ -278,7 +285,11 @@ def _train_synthesizer(part: str, profile: str, path: Path, seed: int) -> Histor
         hours=_hours(data), begun_from=begun.before or "random weights",
     )  # fmt: skip
     networks.save_network(path, model, **card)
-    keep_watched(path.with_name(f"{path.stem}_alignments.npz"), Watch.load(watched), settings.every)
+    keep_watched(
+        path.with_name(f"{path.stem}_alignments.npz"),
+        AlignmentMonitor.load(watched),
+        settings.every,
+    )
     return history
 
 
@@ -354,7 +365,7 @@ def _train_vocoder(part: str, profile: str, path: Path, seed: int) -> History:
 
 
 @torch.no_grad()
-def validate_parallel(loss: ParallelLoss, batch: TimedBatch) -> dict[str, float]:
+def validate_parallel(loss: FastSpeechLoss, batch: FastSpeechBatch) -> dict[str, float]:
     """The loss and its parts on held-out sentences whose durations and prosody are told, and `free_length`: the
     length that it gives them by itself as a share of the true one (mean)."""
     with tts.evaluating(loss):
@@ -374,10 +385,10 @@ def _train_parallel(part: str, profile: str, path: Path, seed: int) -> History:
     seen = timed_utterances([held_out], mel, settings, teacher)
     seen = seen.batch(range(len(seen)))
     seed_everything(seed)
-    model = ParallelSynthesizer(PARALLEL_SIZES[profile])
+    model = FastSpeech(PARALLEL_SIZES[profile])
     for shared in ("encoder", "speaker"):  # letters are read as the teacher reads them
         getattr(model, shared).load_state_dict(getattr(teacher, shared).state_dict())
-    loss = ParallelLoss(model).to(device)
+    loss = FastSpeechLoss(model).to(device)
     batches = LengthBatches(
         data, min(settings.batch_size, len(data)), 1, seed=seed, steps=settings.every,
         buckets=1 if len(data) < 8 * settings.batch_size else 8,

@@ -20,7 +20,13 @@ from utils.device import pick_device, seed_everything
 from utils.logger import Run, RunLogger
 from utils.models import tts
 from utils.models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss, steps_to_alignment
-from utils.models.tts import LengthBatches, TTSDataset, Watch, mel_cepstral_distortion, utterances
+from utils.models.tts import (
+    AlignmentMonitor,
+    LengthBatches,
+    TTSDataset,
+    make_dataset,
+    mel_cepstral_distortion,
+)
 from utils.models.tts_mel import MelSettings, SynthesisMel, trim_silence
 from utils.speech.corpora import Utterances, kathleen
 from utils.training import History, count_parameters
@@ -82,8 +88,8 @@ suggest = partial(tuning.suggest, space=SPACE)
 def held_out(
     sentences: Utterances, mel: SynthesisMel, longest: float, most: int = 16
 ) -> tuple[TTSDataset, list[Tensor]]:
-    """Sentences to judge by, and the recordings `(time,)` of the first `most` of them, trimmed."""
-    part = utterances([sentences], mel, longest)
+    """Utterances to judge by, and the recordings `(time,)` of the first `most` of them, trimmed."""
+    part = make_dataset([sentences], mel, longest)
     rate = mel.settings.sample_rate
     return part, [trim_silence(sentences.sound(i), rate) for i in part.numbers[:most]]
 
@@ -93,7 +99,7 @@ def material(profile: str, device: torch.device) -> Material:
     corpus, budget = kathleen(profile), BUDGET[profile]
     longest = budget["longest"]
     mel = SynthesisMel(MelSettings(corpus.train.rate)).to(device)
-    spoken = utterances([corpus.train], mel, longest)
+    spoken = make_dataset([corpus.train], mel, longest)
     judged = held_out(corpus.validation, mel, longest, budget["validation"])
     return Material(corpus.name, spoken, *judged, mel)
 
@@ -116,7 +122,7 @@ def train(
     seed: int = 0,
     run: Run | None = None,
     stop: Callable[[dict], bool] | None = None,
-) -> tuple[TacotronLoss, History, Watch]:
+) -> tuple[TacotronLoss, History, AlignmentMonitor]:
     """One training by these settings; returns the model in its loss, the history, and what was validated.
 
     `stop(numbers)` is asked after each validation, True ends the training; its schedule stays that of `budget`.
@@ -132,7 +138,7 @@ def train(
         steps=budget["every"],
     )  # fmt: skip
     held_out = data.held_out.batch(range(len(data.recordings)), config.r)
-    watch = Watch(held_out, run)
+    watch = AlignmentMonitor(held_out, run)
     history = tts.train(
         loss, batches, epochs=budget["steps"] // budget["every"], lr=settings["lr"], graph=graph,
         validate=watch, run=run, stop=stop, bar=False,
@@ -197,7 +203,7 @@ def objective(log: RunLogger, data: Material, budget: dict) -> Callable[[Trial],
     return run_trial
 
 
-def last_seen(watch: Watch, loss: TacotronLoss) -> tts.Validation:
+def last_seen(watch: AlignmentMonitor, loss: TacotronLoss) -> tts.Validation:
     """The last validation; of a finished training that was loaded, which validated nothing, made anew."""
     return watch.seen[-1] if watch.seen else tts.validate(loss, watch.batch)
 

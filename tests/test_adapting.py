@@ -7,9 +7,9 @@ import torch
 
 from Day11_Voice_Cloning import adaptation
 from Day11_Voice_Cloning.adaptation import Adapting
-from Day11_Voice_Cloning.fastspeech_training import parallel_losses
+from Day11_Voice_Cloning.fastspeech_training import fastspeech_losses
 from utils.features import SAMPLE_RATE
-from utils.models.fastspeech import ParallelConfig, ParallelSynthesizer
+from utils.models.fastspeech import FastSpeech, FastSpeechConfig
 from utils.models.tacotron2 import Tacotron2, TacotronConfig
 from utils.models.tts_mel import LIBRISPEECH, SILENCE, SynthesisMel
 from utils.models.tts_text import TextError
@@ -21,8 +21,8 @@ SETTINGS = Adapting(steps=20, lr=5e-3)
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    small = ParallelConfig(width=16, hidden=32, blocks=2, predictor=8, **SIZES)
-    return ParallelSynthesizer(small).eval()
+    small = FastSpeechConfig(width=16, hidden=32, blocks=2, predictor=8, **SIZES)
+    return FastSpeech(small).eval()
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_only_the_decoder_learns_and_only_in_the_copy(model, recording):
     changed = {k.split(".")[0] for k, v in after.items() if not torch.equal(v, before[k])}
     assert changed == {"decoder", "colour"}  # the encoder's batch norms stay, too
     with torch.no_grad():
-        errors = [parallel_losses(m(*recording), recording)["mel"].item() for m in (model, adapted)]  # fmt: skip
+        errors = [fastspeech_losses(m(*recording), recording)["mel"].item() for m in (model, adapted)]  # fmt: skip
     assert errors[1] < 0.7 * errors[0]
 
 

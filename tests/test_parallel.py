@@ -11,19 +11,24 @@ from Day11_Voice_Cloning import durations as day11_durations
 from Day11_Voice_Cloning import networks, train
 from Day11_Voice_Cloning.durations import PITCH, TimedUtterances
 from Day11_Voice_Cloning.fastspeech_training import (
-    ParallelLoss,
+    FastSpeechLoss,
+    fastspeech_losses,
     measure_liveliness,
-    parallel_losses,
 )
 from utils.models import tts
-from utils.models.fastspeech import ParallelConfig, ParallelSynthesizer, enliven, spread
+from utils.models.fastspeech import (
+    FastSpeech,
+    FastSpeechConfig,
+    compensate_global_variance,
+    length_regulate,
+)
 from utils.models.tacotron2 import Tacotron2, TacotronConfig
 from utils.models.tts_mel import LIBRISPEECH, SILENCE
 from utils.models.tts_text import SYMBOLS
 from utils.training import Diverged
 
 MELS = 8
-SMALL = ParallelConfig(
+SMALL = FastSpeechConfig(
     encoder=32, width=32, hidden=64, blocks=2, kernel=5, predictor=16, speaker=4, d_vector=6,
     n_mels=MELS, dropout=0.0,
 )  # fmt: skip
@@ -51,7 +56,7 @@ def sentences(count: int = 8, seed: int = 0) -> TimedUtterances:
 
 
 def test_letters_are_spread_over_time_by_hand():
-    weights, since, until = spread(torch.tensor([[1.5, 0.0, 2.5]]), 5)
+    weights, since, until = length_regulate(torch.tensor([[1.5, 0.0, 2.5]]), 5)
     expected = [[1, 0, 0], [0.5, 0, 0.5], [0, 0, 1], [0, 0, 1], [0, 0, 0]]
     torch.testing.assert_close(weights[0], torch.tensor(expected))
     # frame 2 has its middle 1.0 behind the third letter's beginning and 1.5 before its end
@@ -62,7 +67,7 @@ def test_letters_are_spread_over_time_by_hand():
 
 def test_padding_and_neighbours_change_nothing():
     torch.manual_seed(0)
-    model, every = ParallelSynthesizer(SMALL).eval(), sentences()
+    model, every = FastSpeech(SMALL).eval(), sentences()
     both = model(*every.batch([0, 1]))
     for k in (0, 1):
         alone = model(*every.batch([k]))
@@ -78,13 +83,13 @@ def test_padding_and_neighbours_change_nothing():
 
 def test_losses_by_hand_and_without_padding():
     batch = sentences().batch([0, 1])
-    out = ParallelSynthesizer(SMALL).eval()(*batch)
+    out = FastSpeech(SMALL).eval()(*batch)
     a, b = [], []
     for k in (0, 1):
         n, letters = int(batch.mel_lengths[k]), int(batch.text_lengths[k])
         a += (out.mel[k, :, :n] - batch.mel[k, :, :n]).flatten().tolist()
         b += (out.log_durations[k, :letters] - (batch.durations[k, :letters] + 1).log()).tolist()  # fmt: skip
-    parts = parallel_losses(out, batch)
+    parts = fastspeech_losses(out, batch)
     assert parts["mel"].item() == pytest.approx(sum(x * x + abs(x) for x in a) / len(a), rel=1e-4)
     assert parts["duration"].item() == pytest.approx(sum(x * x for x in b) / len(b), rel=1e-4)
 
@@ -92,7 +97,7 @@ def test_losses_by_hand_and_without_padding():
 def test_it_learns_spectra_and_durations_and_speaks_without_them():
     torch.manual_seed(0)
     every, held_out = sentences(200), sentences(4, seed=9)
-    loss = ParallelLoss(ParallelSynthesizer(SMALL))
+    loss = FastSpeechLoss(FastSpeech(SMALL))
     batches = tts.LengthBatches(every, 32, 1, buckets=1, steps=90)
     tts.train(loss, batches, epochs=2, lr=1e-2, bar=False)
     numbers = train.validate_parallel(loss, held_out.batch(range(4)))
@@ -115,8 +120,8 @@ def test_it_learns_spectra_and_durations_and_speaks_without_them():
 
 
 def test_a_letter_does_not_hear_how_long_it_is_to_last():
-    model, batch = ParallelSynthesizer(SMALL), sentences().batch([0, 1])
-    parallel_losses(model(*batch), batch)["duration"].backward()
+    model, batch = FastSpeech(SMALL), sentences().batch([0, 1])
+    fastspeech_losses(model(*batch), batch)["duration"].backward()
     assert all(p.grad is None for p in model.encoder.parameters())
     assert any(p.grad is not None for p in model.duration.parameters())
 
@@ -179,7 +184,7 @@ def test_the_training_leaves_weights_and_a_card(tmp_path, monkeypatch):
 
 def test_a_mel_that_moves_too_little_is_given_the_variance_of_speech():
     torch.manual_seed(0)
-    batch, model = sentences().batch([0, 1]), ParallelSynthesizer(SMALL).eval()
+    batch, model = sentences().batch([0, 1]), FastSpeech(SMALL).eval()
     flat = model.generate(*batch[:3])
     torch.testing.assert_close(flat.mel, flat.before)  # nothing was measured yet
     measure_liveliness(model, batch, most=1e9)
@@ -198,14 +203,19 @@ def test_a_mel_that_moves_too_little_is_given_the_variance_of_speech():
         assert (lively.mel[k, :, n:] == SILENCE).all()
     measure_liveliness(model, batch)
     assert model.liveliness.max() == 1.5
-    by_hand = enliven(torch.tensor([[[1.0, 3.0, 9.0]]]), torch.tensor([2]), torch.tensor([2.0]))  # fmt: skip
+    mel, lengths, factors = (
+        torch.tensor([[[1.0, 3.0, 9.0]]]),
+        torch.tensor([2]),
+        torch.tensor([2.0]),
+    )
+    by_hand = compensate_global_variance(mel, lengths, factors)
     assert by_hand.tolist() == [[[0.0, 4.0, 9.0]]]
 
 
 def test_judging_a_finished_network_leaves_it_finished():
-    model, every = ParallelSynthesizer(SMALL).eval(), sentences()
+    model, every = FastSpeech(SMALL).eval(), sentences()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    loss = ParallelLoss(model)  # new, so itself in training mode
+    loss = FastSpeechLoss(model)  # new, so itself in training mode
     train.validate_parallel(loss, every.batch([0, 1]))
     assert loss.training
     assert not any(part.training for part in model.modules())
@@ -216,7 +226,7 @@ def test_judging_a_finished_network_leaves_it_finished():
 def test_a_loss_that_is_no_number_ends_the_training():
     every = sentences(16)
     every.mel[0, 0, 0] = math.nan
-    loss = ParallelLoss(ParallelSynthesizer(SMALL))
+    loss = FastSpeechLoss(FastSpeech(SMALL))
     batches = tts.LengthBatches(every, 16, 1, buckets=1, steps=3)
     with pytest.raises(Diverged):
         tts.train(loss, batches, epochs=1, bar=False)

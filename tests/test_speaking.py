@@ -16,9 +16,9 @@ from utils import days
 from utils.data import DataError
 from utils.features import SAMPLE_RATE, AudioError, as_float
 from utils.models import ecapa_tdnn
-from utils.models.fastspeech import ParallelConfig, ParallelSynthesizer
+from utils.models.fastspeech import FastSpeech, FastSpeechConfig
 from utils.models.tacotron2 import Tacotron2, TacotronConfig
-from utils.models.tts_text import TextError, normalise
+from utils.models.tts_text import TextError, expand_text
 from utils.sources.catalogue import SPLITS, read_lines
 from utils.speech import corpora
 
@@ -32,10 +32,10 @@ def runs(tmp_path_factory):
     config = TacotronConfig(
         encoder=16, decoder=16, r=5, attention=8, prenet=8, postnet=8, speaker=4
     )
-    made = {"vocoder": WaveGlow, "parallel": ParallelSynthesizer}
+    made = {"vocoder": WaveGlow, "parallel": FastSpeech}
     sizes = {
         "vocoder": WaveGlowConfig(flows=2, layers=1, channels=8, condition=8),
-        "parallel": ParallelConfig(encoder=16, width=8, hidden=16, blocks=1, predictor=8),
+        "parallel": FastSpeechConfig(encoder=16, width=8, hidden=16, blocks=1, predictor=8),
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STUDY_RUNS", str(folder))
@@ -44,7 +44,7 @@ def runs(tmp_path_factory):
             torch.manual_seed(0)
             model = made.get(part, Tacotron2)(sizes.get(part, config))
             if part not in made:  # a sentence ends at once: nothing was learned
-                torch.nn.init.constant_(model.to_stop.bias, 3.0)
+                torch.nn.init.constant_(model.gate.bias, 3.0)
             networks.save_network(train.weights_path(part, "quick"), model, what=part)
         yield folder
 
@@ -143,7 +143,7 @@ def test_the_committed_lines_are_held_out():
     for line in lines:
         assert line.recording in tests["kathleen" if line.part == "kathleen" else "librispeech"]  # fmt: skip
         assert line.recording not in line.references
-        assert normalise(line.text)
+        assert expand_text(line.text)
         assert bool(line.said) == (line.part == "voices")
         if line.part == "voices":
             assert {n.split("-")[0] for n in (line.recording, *line.references)} == {line.speaker}  # fmt: skip

@@ -31,10 +31,9 @@ from utils.models.tts_text import (
     SYMBOLS,
     TextError,
     cardinal,
-    decode,
     encode,
     encode_batch,
-    normalise,
+    expand_text,
     ordinal,
 )
 
@@ -69,8 +68,8 @@ RATE = KATHLEEN.sample_rate
     ],
 )  # fmt: skip
 def test_text_as_it_is_spoken(text, spoken):
-    assert normalise(text) == spoken
-    assert normalise(spoken) == spoken
+    assert expand_text(text) == spoken
+    assert expand_text(spoken) == spoken
 
 
 def test_cardinals_and_ordinals():
@@ -87,7 +86,7 @@ def test_cardinals_and_ordinals():
 @pytest.mark.parametrize("empty", ["", "   ", "\n", "...", "-", "“”", "!?"])
 def test_empty_text_is_named(empty):
     with pytest.raises(TextError, match="nothing to speak"):
-        normalise(empty)
+        expand_text(empty)
 
 
 @pytest.mark.parametrize("text", ["你好", "hello 世界", "привет", "ok 😀"])
@@ -99,8 +98,12 @@ def test_other_scripts_are_named(text):
 
 
 def test_too_long_a_text_is_named():
-    with pytest.raises(TextError, match="part it into sentences"):
+    with pytest.raises(TextError, match="split it into sentences"):
         encode("word " * LONGEST)
+
+
+def decode(numbers):
+    return "".join(SYMBOLS[i] for i in numbers).strip("_").strip("~")
 
 
 @given(st.text(alphabet=st.characters(codec="ascii"), max_size=60))
@@ -110,7 +113,7 @@ def test_any_ascii_is_read_or_refused(text):
         numbers = encode(text)
     except TextError:
         return
-    assert decode(numbers) == normalise(text)
+    assert decode(numbers) == expand_text(text)
     assert numbers[-1] == 1
     assert 0 not in numbers
     assert not any(c.isdigit() for c in decode(numbers))
@@ -122,9 +125,7 @@ def test_symbols_and_batches():
     assert text.shape == (2, 13)
     assert lengths.tolist() == [4, 13]
     assert decode(text[0].tolist()) == "hi."
-    assert encode_batch(["Hi."], 20)[0].shape == (1, 20)
-    with pytest.raises(ValueError, match="room for 3"):
-        encode_batch(["Hi."], 3)
+    assert text[0].tolist()[-9:] == [0] * 9
     with pytest.raises(ValueError, match="at least one"):
         encode_batch([])
 
@@ -191,7 +192,7 @@ def test_griffin_lim_in_a_batch_and_of_silence():
     assert both.shape == (2, 25 * 64)
     assert both[0].abs().max() > 0.05
     assert both[1].abs().max() < 1e-4
-    with pytest.raises(ValueError, match="two at least"):
+    with pytest.raises(ValueError, match="at least two"):
         front.griffin_lim(mel[:, :, :1])
 
 

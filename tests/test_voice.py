@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 import sys
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from Day11_Voice_Cloning import evaluate
 from utils.features import MFCC, AudioError
@@ -77,38 +74,6 @@ def test_identification():
 
 
 # --- distance -----------------------------------------------------------------------
-
-
-def every_way(cost: np.ndarray) -> float:
-    """The cheapest path by trying all of them."""
-    n, m = cost.shape
-
-    def rest(i: int, j: int) -> float:
-        if (i, j) == (n - 1, m - 1):
-            return cost[i, j]
-        ways = [(i + 1, j), (i, j + 1), (i + 1, j + 1)]
-        return cost[i, j] + min(rest(*w) for w in ways if w[0] < n and w[1] < m)
-
-    return rest(0, 0)
-
-
-@settings(max_examples=40, deadline=None)
-@given(n=st.integers(1, 5), m=st.integers(1, 5), seed=st.integers(0, 10**6))
-def test_warping_is_the_cheapest_of_all_ways(n, m, seed):
-    cost = np.random.default_rng(seed).random((n, m))
-    total, path = tts.dtw(cost)
-    assert total == pytest.approx(every_way(cost))
-    assert total == pytest.approx(cost[path[:, 0], path[:, 1]].sum())
-    assert path[0].tolist() == [0, 0]
-    assert path[-1].tolist() == [n - 1, m - 1]
-    moves = np.diff(path, axis=0)
-    assert ((moves >= 0) & (moves <= 1)).all()
-    assert (moves.sum(1) >= 1).all()
-
-
-def test_warping_wants_a_matrix():
-    with pytest.raises(ValueError, match="cost matrix"):
-        tts.dtw(np.zeros((0, 4)))
 
 
 def test_cepstra_are_those_of_the_log_spectrum(monkeypatch):

@@ -1,16 +1,19 @@
-"""Training and use of Days 11 and 12: sentences in memory, batches by length, validation that is seen, speech.
+"""Data, training, validation and synthesis for Days 11 and 12.
 
-The loop is `training.fit`: a synthesizer or a vocoder is wrapped so that it gives its own loss, and a batch
-is all that it reads. On a GPU the step can be captured once and replayed (`capture`).
+The loop is `training.fit`: a synthesizer or a vocoder is wrapped in a module that returns its loss, and each batch
+holds all of its inputs. On a GPU the step can be captured as a CUDA graph (`capture`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +28,21 @@ from ..logger import Run, progress
 from ..speech.corpora import Utterances
 from ..speech.pack import to_int16
 from ..training import History, fit
-from .fastspeech import ParallelSynthesizer
+from .fastspeech import FastSpeech
 from .ge2e import pretrained_dvector
-from .tacotron2 import TAIL, Speech, Tacotron2, TacotronLoss, TextBatch, diagonality, speech_steps
+from .tacotron2 import (
+    TAIL,
+    SynthesisOutput,
+    Tacotron2,
+    TacotronLoss,
+    TextBatch,
+    diagonality,
+    speech_steps,
+)
 from .tts_mel import SILENCE, SynthesisMel, trim_silence
 from .tts_text import TextError, encode, encode_batch
 
-# --- material -----------------------------------------------------------------------------------------
+# --- data ---------------------------------------------------------------------------------------------
 
 
 def waves_at(sentences: Utterances, rate: int = SAMPLE_RATE) -> list[Tensor]:
@@ -41,15 +52,17 @@ def waves_at(sentences: Utterances, rate: int = SAMPLE_RATE) -> list[Tensor]:
     return [sentences.sound(i, rate) for i in range(len(sentences))]
 
 
-def utterances(
-    parts: Sequence[Utterances], mel: SynthesisMel, longest: float, most: int = 10,
+def make_dataset(
+    parts: Sequence[Utterances],
+    mel: SynthesisMel,
+    longest: float,
+    most: int = 10,
     waves: Sequence[Tensor] | None = None,
-) -> TTSDataset:  # fmt: skip
-    """Sentences of one or several sets as training data, each with the d-vector of its speaker.
+) -> TTSDataset:
+    """Utterances of one or several sets as training data, each with the d-vector of its speaker.
 
-    The mels are those of `mel`, at its rate; the d-vectors are computed at 16 kHz, each the mean over up to
-    `most` utterances, with 0 each its own (see `tts.speaker_vectors`). `waves` are those of the parts at the mel's
-    rate, for a caller who has them.
+    The mels are computed at the rate of `mel`, the d-vectors at 16 kHz (see `speaker_vectors` for `most`).
+    `waves` are those of the parts at the mel's rate, if the caller already has them.
     """
     rate, encoder = mel.settings.sample_rate, pretrained_dvector(mel.hann.device)
     if waves is None:
@@ -72,7 +85,7 @@ Vocoder = Callable[[Tensor], Tensor]
 class TTSDataset:
     """Spoken sentences in memory, padded: text `(n, letters)`, mel `(n, n_mels, frames)`, d-vectors `(n, 256)`.
 
-    `numbers` are their places among what was given to `prepare`, which leaves some out.
+    `numbers` are their indices in the input of `prepare`, which skips some.
     """
 
     text: Tensor
@@ -93,9 +106,9 @@ class TTSDataset:
     def batch(
         self, index: Tensor | Sequence[int], r: int, frames: int = 0, letters: int = 0
     ) -> TextBatch:
-        """Some sentences, with the tail in which a model of reduction factor `r` learns to stop.
+        """A batch of sentences, with the silence in which a model of reduction factor `r` learns to stop.
 
-        Padded to `frames` and `letters`, by default to the longest of them.
+        Padded to `frames` and `letters`, by default to the longest sentence.
         """
         index = torch.as_tensor(index, device=self.text.device)
         lengths, text_lengths = self.mel_lengths[index], self.text_lengths[index]
@@ -108,7 +121,7 @@ class TTSDataset:
 
 
 def frames_with_tail(frames: int, r: int) -> int:
-    """Frames rounded up to a multiple of r, and TAIL decoder steps of silence."""
+    """Frames rounded up to a multiple of r, plus TAIL decoder steps of silence."""
     return (-(-frames // r) + TAIL) * r
 
 
@@ -120,15 +133,15 @@ def prepare(
     longest: float = 8.0,
     bar: bool = True,
 ) -> TTSDataset:
-    """Utterances as training data: silence trimmed, level made equal, mel and symbols computed once.
+    """Utterances as training data: trimmed, equal in level, with mel and symbols computed once.
 
-    `waves` `(time,)` each, float or int16, at `mel.settings.sample_rate`; `d_vectors` `(n, 256)`. Left out, and
-    named in `skipped`: silent ones, those of more than `longest` seconds, and texts that cannot be read.
-    Raises ValueError when the numbers differ or nothing is left.
+    `waves` `(time,)` each, float or int16, at `mel.settings.sample_rate`; `d_vectors` `(n, 256)`. Silent
+    utterances, those of more than `longest` seconds and texts that cannot be read are skipped and
+    listed in `skipped`. Raises ValueError when the numbers differ or nothing is left.
     """
     if not len(waves) == len(texts) == len(d_vectors):
         raise ValueError(
-            f"{len(waves)} waves, {len(texts)} texts and {len(d_vectors)} d-vectors: as many of each are wanted"
+            f"{len(waves)} waves, {len(texts)} texts and {len(d_vectors)} d-vectors: give as many of each"
         )
     rate, device = mel.settings.sample_rate, mel.hann.device
     kept, mels, symbols, skipped = [], [], [], {}
@@ -152,16 +165,13 @@ def prepare(
             kept.append(i)
     if not kept:
         raise ValueError(f"no sentence of {len(waves)} can be used: {skipped}")
-    text = nn.utils.rnn.pad_sequence(symbols, batch_first=True)
-    frames = nn.utils.rnn.pad_sequence(
-        [m.T for m in mels], batch_first=True, padding_value=SILENCE
-    ).transpose(1, 2)
+    pad = partial(nn.utils.rnn.pad_sequence, batch_first=True)
+    frames = pad([m.T for m in mels], padding_value=SILENCE).transpose(1, 2).contiguous()
     text_lengths = torch.tensor([len(s) for s in symbols])
     mel_lengths = torch.tensor([m.shape[1] for m in mels])
-    sentences = TTSDataset(
-        text, text_lengths, d_vectors[kept].float(), frames.contiguous(), mel_lengths, kept, skipped
-    )  # fmt: skip
-    return sentences.to(device)
+    voices = d_vectors[kept].float()
+    every = TTSDataset(pad(symbols), text_lengths, voices, frames, mel_lengths, kept, skipped)
+    return every.to(device)
 
 
 def speaker_vectors(
@@ -170,13 +180,13 @@ def speaker_vectors(
     embed: Callable[[list[Tensor]], Tensor],
     most: int = 10,
 ) -> Tensor:
-    """One d-vector per speaker, given to each of that speaker's utterances: `(n, d)`, of length 1.
+    """The d-vector of its speaker for each utterance, `(n, d)`, of length 1.
 
-    The mean over the d-vectors of up to `most` utterances; `embed` takes waves `(time,)` at the rate
-    that it wants and gives `(utterances, d)`. A voice, not what one sentence made of it. With `most` 0 each
-    utterance has its own d-vector (Jia et al., 2018): a voice is then a cloud, not a name.
+    It is the mean over up to `most` utterances of the speaker. With `most` 0 each utterance has its own d-vector
+    (Jia et al., 2018), so the model sees how the d-vectors of one voice vary. `embed` takes waves
+    `(time,)` and returns `(utterances, d)`.
     """
-    tensors = [w if isinstance(w, Tensor) else torch.from_numpy(np.array(w)) for w in waves]  # fmt: skip
+    tensors = [w if isinstance(w, Tensor) else torch.from_numpy(np.array(w)) for w in waves]
     if not most:
         parts = (tensors[i : i + 32] for i in range(0, len(tensors), 32))
         return torch.cat([F.normalize(embed(part).float(), dim=1) for part in parts])
@@ -188,12 +198,12 @@ def speaker_vectors(
 
 
 class LengthBatches:
-    """Batches of sentences of like length, every batch of a bucket padded to the same shape.
+    """Batches of sentences of similar length; all batches of a bucket are padded to the same shape.
 
-    The sentences are sorted by length and parted into `buckets`; batches are drawn within a bucket and come
-    in random order. `buckets=1` gives one shape throughout, which `capture` wants. What an epoch draws depends
-    on `seed` and its number alone; `steps` sets its length (by default, one pass). Raises ValueError when
-    a bucket has fewer sentences than a batch.
+    The sentences are sorted by length and split into `buckets`; each batch is drawn from one bucket, in random
+    order. `buckets=1` gives a single shape, as `capture` needs it. The batches of an epoch depend only on
+    `seed` and its number; `steps` sets its length (by default one pass). Raises ValueError when a bucket
+    has fewer sentences than a batch.
     """
 
     def __init__(
@@ -211,27 +221,17 @@ class LengthBatches:
         if batch_size < 1 or min(map(len, self.groups)) < batch_size:
             raise ValueError(
                 f"{len(sentences)} sentences in {buckets} buckets do not fill a batch of {batch_size}: "
-                "take fewer buckets or smaller batches"
+                "use fewer buckets or smaller batches"
             )
         self.sentences, self.batch_size, self.r, self.seed = (sentences, batch_size, r, seed)
         lengths, letters = sentences.mel_lengths.cpu(), sentences.text_lengths.cpu()
         self.shapes = [
             (frames_with_tail(int(lengths[g].max()), r), int(letters[g].max())) for g in self.groups
         ]
-        self.passes = sum(len(g) // batch_size for g in self.groups)
-        self.steps = steps or self.passes
+        self.steps = steps or sum(len(g) // batch_size for g in self.groups)
 
     def __len__(self) -> int:
         return self.steps
-
-    @property
-    def padding(self) -> float:
-        """Share of the frames that are padding, over one pass; TAIL counts as padding."""
-        lengths = self.sentences.mel_lengths.float().cpu()
-        frames = [frames for frames, _ in self.shapes]
-        sizes = [len(group) for group in self.groups]
-        room = sum(a * b for a, b in zip(frames, sizes, strict=True))
-        return 1 - lengths.sum().item() / room
 
     def _one_pass(self, generator: torch.Generator) -> Iterator[TextBatch]:
         draws = []
@@ -244,23 +244,20 @@ class LengthBatches:
             yield self.sentences.batch(index, self.r, *shape)
 
     def epoch(self, number: int) -> Iterator[tuple[TextBatch, None]]:
-        """The batches of epoch `number` (from 0); the second of each pair is None: the loss reads the batch."""
+        """The batches of epoch `number` (from 0), each with None in the place of a target."""
         generator = torch.Generator().manual_seed(self.seed * 100_003 + number)
-        left = self.steps
-        while left:
-            for batch in self._one_pass(generator):
-                yield batch, None
-                left -= 1
-                if not left:
-                    break
+        passes = chain.from_iterable(self._one_pass(generator) for _ in count())
+        for batch in islice(passes, self.steps):
+            yield batch, None
 
 
 class Segments:
-    """Random stretches of sound with their mels, to train a vocoder: `(wave, mel)` in batches.
+    """Random segments of sound with their mels, to train a vocoder: `(wave, mel)` in batches.
 
-    `waves` `(time,)` each at the mel's rate, laid end to end on its device as int16. A stretch has `frames * hop`
-    samples and `frames + 1` frames, cut out of a longer one so that its first and last frame see what
-    was there. Raises ValueError when no wave is long enough.
+    `waves` `(time,)` each at the mel's rate, stored end to end on its device as int16. A segment has
+    `frames * hop` samples and `frames + 1` mel frames, computed from a longer segment so that the frames at
+    its ends are exact.
+    Raises ValueError when no wave is long enough.
     """
 
     def __init__(
@@ -276,13 +273,13 @@ class Segments:
         s = mel.settings
         self.mel, self.batch_size, self.steps, self.seed = mel, batch_size, steps, seed
         self.length = frames * s.hop
-        self.margin = -(-s.n_fft // 2 // s.hop)  # frames whose window reaches outside
+        self.margin = -(-s.n_fft // 2 // s.hop)  # frames whose window crosses the edge
         self.need = self.length + 2 * self.margin * s.hop
         sounds = [torch.from_numpy(to_int16(as_float(w).cpu())) for w in waves]
         sounds = [w for w in sounds if len(w) >= self.need]
         if not sounds:
             raise ValueError(
-                f"no wave has the {self.need} samples that a stretch of {frames} frames needs"
+                f"no wave has the {self.need} samples that a segment of {frames} frames needs"
             )
         sizes = torch.tensor([len(w) for w in sounds])
         self.starts, self.room = sizes.cumsum(0) - sizes, sizes - self.need + 1
@@ -292,7 +289,7 @@ class Segments:
         return self.steps
 
     def epoch(self, number: int) -> Iterator[tuple[tuple[Tensor, Tensor], None]]:
-        """The batches of epoch `number`; a wave is drawn as often as it is long."""
+        """The batches of epoch `number`; waves are drawn in proportion to their length."""
         g = torch.Generator().manual_seed(self.seed * 100_003 + number)
         hop, share = self.mel.settings.hop, self.room.double()
         for _ in range(self.steps):
@@ -310,11 +307,11 @@ class Segments:
 
 
 def capture(loss: nn.Module, batch: Any, mixed: bool = True) -> None:
-    """Capture the forward and backward pass of `loss` once as CUDA graphs; training then replays them.
+    """Capture the forward and backward pass of `loss` as CUDA graphs, which training then replays.
 
-    A decoder loop of hundreds of small kernels keeps the CPU busy starting them and the GPU idle; a graph starts
-    them all at once. Every batch must have the shapes of this one (`LengthBatches(buckets=1)`).
-    In evaluation mode the module computes as before. Raises ValueError off CUDA.
+    Starting the hundreds of small kernels of a decoder loop keeps the CPU busy and the GPU waiting; a graph starts
+    them all at once. Every batch must have the shapes of this one (`LengthBatches(buckets=1)`). Evaluation mode
+    is not affected. Raises ValueError off CUDA.
     """
     tensors = [t.clone() for t in batch]
     if any(t.device.type != "cuda" for t in tensors):
@@ -326,7 +323,7 @@ def capture(loss: nn.Module, batch: Any, mixed: bool = True) -> None:
     with torch.autocast("cuda", torch.bfloat16, enabled=mixed, cache_enabled=False):
         sample = type(batch)(*tensors) if hasattr(batch, "_fields") else tuple(tensors)
         torch.cuda.make_graphed_callables(loss, (sample,))
-    with torch.no_grad():  # the trial runs moved the running means of the batch norms
+    with torch.no_grad():  # the warm-up runs changed the running statistics of the batch norms
         for name, b in loss.named_buffers():
             b.copy_(before[name])
 
@@ -348,36 +345,34 @@ def train(
     stop: Callable[[Mapping[str, float]], bool] | None = None,
     bar: bool = True,
 ) -> History:
-    """Train a module that gives its own loss (`TacotronLoss`, `WaveGlowLoss`) by AdamW with one cycle.
+    """Train a module that returns its loss (`TacotronLoss`, `WaveGlowLoss`) with AdamW and one cycle.
 
-    `clip` bounds the gradient norm, which is logged as it was before; `graph` captures the step (CUDA only).
-    `mixed` computes in bfloat16 on a GPU that gains; a CPU, whose LSTMs cannot be trained in bfloat16, stays in
-    float32. With
-    `run` or `checkpoint` a killed training goes on where its last epoch ended (see `training.fit`).
-    Raises Diverged when the loss is no number any more.
+    `clip` limits the gradient norm, which is logged before clipping; `graph` captures the step (CUDA only).
+    `mixed` computes in bfloat16 on a GPU that gains from it; a CPU stays in float32. With `run` or
+    `checkpoint` a killed training continues after its last epoch (see `training.fit`). Raises Diverged when the
+    loss is no longer a number.
     """
     device = next(loss.parameters()).device
     optimizer = torch.optim.AdamW(
         loss.parameters(), lr, weight_decay=weight_decay, fused=device.type == "cuda"
     )
-    total = max(3, epochs * len(batches))  # fewer have no room for up and down
+    total = max(3, epochs * len(batches))  # OneCycleLR needs three
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, lr, total, pct_start=max(warmup, 2 / total)
     )
     if graph:
         capture(loss, next(iter(batches.epoch(0)))[0], mixed)
-    # cloned, since a captured step writes each loss to the same place
+    # the loss is cloned because a captured step always writes to the same tensor
     return fit(
         loss, batches, optimizer, epochs=epochs, loss_fn=lambda total, _: total.clone(),
-        scheduler=schedule, validate=validate, run=run, clip=clip,
-        mixed=mixed and device.type == "cuda",
-        checkpoint=checkpoint, stop=stop, bar=bar,
+        scheduler=schedule, validate=validate, run=run, clip=clip, checkpoint=checkpoint,
+        stop=stop, bar=bar, mixed=mixed and device.type == "cuda",
     )  # fmt: skip
 
 
 @contextlib.contextmanager
 def repeatable(device: torch.device, seed: int = 0) -> Iterator[None]:
-    """Within it torch draws by `seed`; afterwards its generators are as they were before."""
+    """Seeds torch inside the context and restores its generators afterwards."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
@@ -385,10 +380,10 @@ def repeatable(device: torch.device, seed: int = 0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Within it every part of the module is in evaluation mode; afterwards each is in the mode it had.
+    """Evaluation mode inside the context; afterwards every submodule is in the mode that it had.
 
-    Each for itself: a new loss around a network that is finished must not leave that network training, where its
-    batch norms go on learning from whatever it is asked.
+    A plain `train()` would also put a finished network inside the module into training mode, where its batch
+    norms change with every input.
     """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
@@ -401,8 +396,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @dataclass
 class Validation:
-    """What one validation saw of its first sentence, and the numbers over all: `alignment` `(steps, letters)`,
-    `target` and `predicted` mel `(n_mels, frames)`, `stop` `(steps,)`, and the same in free running."""
+    """One validation: the numbers over all sentences, and of the first sentence `alignment` `(steps, letters)`,
+    `target` and `predicted` mel `(n_mels, frames)` and `stop` `(steps,)`, also in free running."""
 
     numbers: dict[str, float]
     alignment: np.ndarray
@@ -416,11 +411,11 @@ class Validation:
 
 @torch.no_grad()
 def validate(loss: TacotronLoss, batch: TextBatch, seed: int = 0) -> Validation:
-    """Judge a synthesizer on held-out sentences: teacher-forced, and on its own output, which is what counts.
+    """Evaluate a synthesizer on held-out sentences, teacher-forced and free-running.
 
-    Numbers: the loss and its parts; `diagonality` forced and `free_diagonality`; `free_stopped`, the share that
-    ended by the stop gate; `free_length`, the length of what it said as a share of the true one (mean). The
-    pre-net's dropout is drawn by `seed`; torch's generators are left as they were.
+    Numbers: the loss and its terms; `diagonality` forced and `free_diagonality`; `free_stopped`, the fraction that
+    the stop gate ended; `free_length`, the mean length as a fraction of the true one. The pre-net's dropout is
+    seeded with `seed`; torch's generators are restored.
     """
     model = loss.model
     r, device = model.config.r, batch.text.device
@@ -452,11 +447,11 @@ def validate(loss: TacotronLoss, batch: TextBatch, seed: int = 0) -> Validation:
     return Validation(numbers, *(a.float().cpu().numpy() for a in arrays))
 
 
-class Watch:
-    """`validate` for `train`: validates on one batch, keeps what it saw, and shows it in TensorBoard.
+class AlignmentMonitor:
+    """Validation for `train` on one batch that keeps its results and shows them in TensorBoard.
 
     `seen` holds the validations of this session; with `folder` each is also written there (`0003.npz`), so that
-    the pictures of a training that was resumed are all there: `Watch.load(folder)`.
+    those of a resumed training are complete: `AlignmentMonitor.load(folder)`.
     """
 
     def __init__(
@@ -468,18 +463,15 @@ class Watch:
     def __call__(self, loss: nn.Module) -> dict[str, float]:
         seen = validate(loss, self.batch)
         self.seen.append(seen)
-        number = len(self.load(self.folder)) if self.folder else len(self.seen) - 1
+        number = len(self.seen) - 1
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
-            arrays = {k: v for k, v in vars(seen).items() if k != "numbers"}
-            names, values = zip(*seen.numbers.items(), strict=True)
-            np.savez_compressed(
-                self.folder / f"{number:04d}.npz", names=names, values=values, **arrays
-            )
+            number = len(list(self.folder.glob("*.npz")))
+            arrays = vars(seen) | {"numbers": json.dumps(seen.numbers)}
+            np.savez_compressed(self.folder / f"{number:04d}.npz", **arrays)
         if self.run:
             for name in ("alignment", "free_alignment"):
-                picture = torch.from_numpy(getattr(seen, name)).T.flip(0)
-                self.run.image(name, picture, number)
+                self.run.image(name, torch.from_numpy(getattr(seen, name)).T.flip(0), number)
             pair = np.concatenate([seen.target, seen.predicted])  # target below
             self.run.image("mel", (torch.from_numpy(pair).flip(0) + 2.2) / 5, number)
             curve = torch.from_numpy(seen.free_stop)[None].expand(16, -1)
@@ -492,9 +484,7 @@ class Watch:
         every = []
         for path in sorted(folder.glob("*.npz")):
             with np.load(path) as f:
-                numbers = dict(zip(f["names"].tolist(), f["values"].tolist(), strict=True))
-                rest = {k: f[k] for k in f.files if k not in ("names", "values")}
-            every.append(Validation(numbers, **rest))
+                every.append(Validation(**{**f, "numbers": json.loads(str(f["numbers"]))}))
         return every
 
 
@@ -502,17 +492,17 @@ class Watch:
 
 
 def speak(
-    model: Tacotron2 | ParallelSynthesizer,
+    model: Tacotron2 | FastSpeech,
     texts: Sequence[str],
     d_vectors: Tensor,
     *,
     seed: int = 0,
     **how: Any,
-) -> Speech:
-    """Texts in the voices of `d_vectors` `(texts, 256)` or `(256,)`, free-running; the same seed, the same speech.
+) -> SynthesisOutput:
+    """Speak texts in the voices of `d_vectors` `(texts, 256)` or `(256,)`; the same seed gives the same speech.
 
-    `how` is for the model's `generate`: `threshold` and `window` of a Tacotron 2, `pace` of a parallel one.
-    Raises TextError for a text that cannot be read. Warns when a text ran into its limit.
+    `how` is for the model's `generate`: `threshold` and `window` of a Tacotron 2, `pace` of a FastSpeech.
+    Raises TextError for a text that cannot be read. Warns when a text ran into its length limit.
     """
     device = next(model.parameters()).device
     text, lengths = encode_batch(texts)
@@ -523,8 +513,8 @@ def speak(
         return model.generate(text.to(device), lengths.to(device), d_vectors, **how)
 
 
-def to_waves(speech: Speech, vocoder: Vocoder, hop: int) -> list[Tensor]:
-    """Each item's sound `(time,)` on the CPU: all mels through the vocoder at once, then cut to their lengths."""
+def to_waves(speech: SynthesisOutput, vocoder: Vocoder, hop: int) -> list[Tensor]:
+    """The sound of each item `(time,)` on the CPU; all mels go through the vocoder in one batch."""
     mel = F.pad(speech.mel, (0, 1), value=SILENCE)  # n + 1 frames are n hops of sound
     waves = vocoder(mel)
     return [
@@ -540,37 +530,11 @@ def write_wav(path: Path, wave: Tensor, sample_rate: int) -> None:
     soundfile.write(path, to_int16(wave), sample_rate, subtype="PCM_16")
 
 
-# --- how far from a recording -------------------------------------------------------------------------
-
-
-def dtw(cost: np.ndarray) -> tuple[float, np.ndarray]:
-    """Dynamic time warping: the cheapest way through a cost matrix `(n, m)`, and its cells `(steps, 2)`.
-
-    From the first cell to the last by steps down, right, or both; the sum is over the cells visited (Sakoe &
-    Chiba, 1978, without weights or band). A row is done at once: going right from k to j costs a difference
-    of running sums. Raises ValueError for an empty matrix.
-    """
-    cost = np.asarray(cost, dtype=np.float64)
-    if cost.ndim != 2 or not cost.size:
-        raise ValueError(f"a cost matrix (n, m) is wanted, not {cost.shape}")
-    n, m = cost.shape
-    total = np.full((n, m), np.inf)
-    total[0] = np.cumsum(cost[0])
-    for i in range(1, n):
-        entry = total[i - 1].copy()  # cheapest way into each cell from the row above
-        entry[1:] = np.minimum(entry[1:], total[i - 1, :-1])
-        sums = np.cumsum(cost[i])
-        total[i] = sums + np.minimum.accumulate(entry - (sums - cost[i]))
-    path = [(n - 1, m - 1)]
-    while path[-1] != (0, 0):
-        i, j = path[-1]
-        ways = [(i - 1, j - 1), (i - 1, j), (i, j - 1)]
-        path.append(min((w for w in ways if min(w) >= 0), key=lambda w: total[w]))
-    return float(total[-1, -1]), np.array(path[::-1])
+# --- distance from a recording ------------------------------------------------------------------------
 
 
 def mel_cepstra(wave: Tensor, sample_rate: int, order: int = 13) -> Tensor:
-    """Mel-cepstrum `(frames, order)` of a wave `(time,)` without its 0th coefficient, the level.
+    """Mel-cepstrum `(frames, order)` of a wave `(time,)` without the 0th coefficient, the level.
 
     Scaled as the coefficients of `ln |H| = c_0 + sum c_k cos(k w)` over the mel axis, from 60 mels every 5 ms.
     """
@@ -585,13 +549,15 @@ def mel_cepstra(wave: Tensor, sample_rate: int, order: int = 13) -> Tensor:
 
 
 def mel_cepstral_distortion(a: Tensor, b: Tensor, sample_rate: int, order: int = 13) -> float:
-    """Mel-cepstral distortion in dB between two waves `(time,)` that say the same, warped onto each other.
+    """Mel-cepstral distortion in dB of two waves `(time,)` of the same words, aligned by dynamic time warping.
 
-    `10 / ln 10 * sqrt(2 sum (c_k - c'_k)^2)` (Kubichek, 1993), mean over the path of `dtw`. Level does not
-    count; silence around the speech does: trim it. 0 for the same wave; compare only values of this one function,
-    since every toolkit has its own cepstrum.
+    `10 / ln 10 * sqrt(2 sum (c_k - c'_k)^2)` (Kubichek, 1993), mean over the warping path. Level has no effect;
+    silence around the speech has: trim it. 0 for equal waves. Compare only values of this function, since
+    every toolkit has its own cepstrum.
     """
+    from librosa.sequence import dtw  # takes seconds to import
+
     x, y = (mel_cepstra(w, sample_rate, order) for w in (a, b))
     distance = 10 / math.log(10) * math.sqrt(2) * torch.cdist(x.double(), y.double())
-    total, path = dtw(distance.numpy())
-    return total / len(path)
+    total, path = dtw(C=distance.numpy())
+    return float(total[-1, -1]) / len(path)

@@ -1,4 +1,4 @@
-"""English text to what a synthesizer reads: words written out, then symbols as numbers.
+"""English text to the symbols that a synthesizer reads: numbers and abbreviations in words, then indices.
 
 "Dr. Smith paid $3.50 on the 2nd." becomes "doctor smith paid three dollars, fifty cents on the second."
 """
@@ -10,14 +10,14 @@ import unicodedata
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-PAD, END = "_", "~"
-SYMBOLS = PAD + END + " !',-.:;?" + "abcdefghijklmnopqrstuvwxyz"
-"""What the network reads; the number of a symbol is its place. 0 is padding, `~` ends every text."""
+END = "~"
+SYMBOLS = "_" + END + " !',-.:;?" + "abcdefghijklmnopqrstuvwxyz"
+"""The input alphabet; a symbol is encoded as its index. 0 is padding, `~` ends every text."""
 
 LONGEST = 600
-"""Symbols that one text may have: longer ones are to be parted into sentences."""
+"""Most symbols of one text; longer texts must be split into sentences."""
 
 ONES = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
@@ -25,11 +25,9 @@ ONES = [
     "nineteen",
 ]  # fmt: skip
 
-TENS = [
-    "", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"
-]  # fmt: skip
+TENS = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
-SCALES = ((10**12, "trillion"), (10**9, "billion"), (10**6, "million"), (1000, "thousand"))  # fmt: skip
+SCALES = ((10**12, "trillion"), (10**9, "billion"), (10**6, "million"), (1000, "thousand"))
 
 ORDINALS = {
     "one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth",
@@ -80,7 +78,7 @@ def cardinal(n: int) -> str:
 
 
 def ordinal(n: int) -> str:
-    """A place in words: 21 is `twenty first`."""
+    """An ordinal number in words: 21 is `twenty first`."""
     *head, last = cardinal(n).split()
     regular = f"{last[:-1]}ieth" if last.endswith("y") else f"{last}th"
     return " ".join([*head, ORDINALS.get(last, regular)])
@@ -99,7 +97,7 @@ def _number(match: re.Match) -> str:
 
 
 def _year(match: re.Match) -> str:
-    """1100 to 1999 without a comma are read as years are: `nineteen twenty one`, `the nineteen twenties`."""
+    """1100 to 1999 without a comma are read as years: `nineteen twenty one`, `the nineteen twenties`."""
     century, rest = int(match[1][:2]), int(match[1][2:])
     low = f"oh {ONES[rest]}" if rest < 10 else cardinal(rest)
     words = f"{cardinal(century)} {low if rest else 'hundred'}"
@@ -134,44 +132,40 @@ def _time(match: re.Match) -> str:
 NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
 
 RULES = (
-    (re.compile(r"\bno\.\s*(?=\d)"), "number "),
-    (re.compile(r"\b(\d{1,2}):(\d{2})\b"), _time),
+    (r"\bno\.\s*(?=\d)", "number "),
+    (r"\b(\d{1,2}):(\d{2})\b", _time),
     (
-        re.compile(
-            rf"(?P<sign>[$£€])\s?(?P<amount>{NUMBER})"
-            r"(?:\s(?P<scale>thousand|million|billion|trillion)\b)?"
-        ),
+        rf"(?P<sign>[$£€])\s?(?P<amount>{NUMBER})"
+        r"(?:\s(?P<scale>thousand|million|billion|trillion)\b)?",
         _money,
     ),
-    (
-        re.compile(r"\b(\d[\d,]{0,18})(?:st|nd|rd|th)\b"),
-        lambda m: ordinal(int(m[1].replace(",", ""))),
-    ),
-    (re.compile(r"(?<![\d.,])(1[1-9]\d\d)(s\b)?(?![\d%]|[.,]\d)"), _year),
-    (re.compile(r"(?<![\w.])-(?=\d)"), "minus "),
-    (re.compile(NUMBER), lambda m: f" {_number(m)} "),
+    (r"\b(\d[\d,]{0,18})(?:st|nd|rd|th)\b", lambda m: ordinal(int(m[1].replace(",", "")))),
+    (r"(?<![\d.,])(1[1-9]\d\d)(s\b)?(?![\d%]|[.,]\d)", _year),
+    (r"(?<![\w.])-(?=\d)", "minus "),
+    (NUMBER, lambda m: f" {_number(m)} "),
 )
+"""Patterns of numbers and how they are written out, in this order."""
 
 
-def normalise(text: str) -> str:
-    """Text as it is spoken: lower case, numbers, money, ordinals, times and abbreviations in words.
+def expand_text(text: str) -> str:
+    """Text as it is spoken: lower case, with numbers, money, ordinals, times and abbreviations in words.
 
-    Accents are taken off (café is read as cafe). Raises TextError when nothing to speak is left, or for
-    letters and signs of another script (Chinese, Cyrillic, emoji): the message names them.
+    Accents are removed (café is read as cafe). Raises TextError for a text without words, and for letters and
+    signs of another script (Chinese, Cyrillic, emoji), which the message names.
     """
     plain = unicodedata.normalize("NFKC", text).translate(PUNCTUATION).lower()
-    for rule, word in RULES:
-        plain = rule.sub(word, plain)
+    for pattern, words in RULES:
+        plain = re.sub(pattern, words, plain)
     for sign, word in SIGNS.items():
         plain = plain.replace(sign, word)
     plain = unicodedata.normalize("NFKD", plain)
     plain = "".join(c for c in plain if not unicodedata.combining(c))
     plain = re.sub(r"\b([a-z]+)\.", lambda m: ABBREVIATIONS.get(m[1], m[0]), plain)
     plain = " ".join(plain.split())
-    strange = sorted({c for c in plain if c not in SYMBOLS[2:]})
-    if strange:
+    unknown = sorted({c for c in plain if c not in SYMBOLS[2:]})
+    if unknown:
         raise TextError(
-            f"{' '.join(strange)!r} cannot be read: this synthesizer knows English letters, digits and "
+            f"{' '.join(unknown)!r} cannot be read: this synthesizer knows English letters, digits and "
             "punctuation. Write the text in English (names of another script in Latin letters)."
         )
     plain = re.sub(r"\s+([,.;:!?])", r"\1", plain)
@@ -179,40 +173,28 @@ def normalise(text: str) -> str:
     plain = re.sub(r"[,;:](?=[.!?])", "", plain).strip(" ,;:-")
     if not any(c.isalpha() for c in plain):
         raise TextError(
-            "There is nothing to speak: the text is empty or holds no word. Write a sentence."
+            "There is nothing to speak: the text is empty or contains no word. Write a sentence."
         )
     return plain
 
 
 def encode(text: str) -> list[int]:
-    """The symbol numbers of a text, normalised first, with the end sign. Raises TextError (see `normalise`)."""
-    plain = normalise(text)
+    """The symbol indices of a text after `expand_text`, with the end symbol. Raises TextError."""
+    plain = expand_text(text)
     if len(plain) >= LONGEST:
         raise TextError(
             f"The text has {len(plain)} letters when written out, {LONGEST - 1} at most: "
-            "part it into sentences and join the sound."
+            "split it into sentences and join the sound."
         )
     return [SYMBOLS.index(c) for c in plain + END]
 
 
-def decode(numbers: Sequence[int]) -> str:
-    """The text of symbol numbers, without padding and end sign."""
-    return "".join(SYMBOLS[i] for i in numbers).replace(PAD, "").replace(END, "")
+def encode_batch(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Texts as symbol indices `(batch, letters)`, padded with 0, and their lengths `(batch,)`.
 
-
-def encode_batch(texts: Sequence[str], length: int = 0) -> tuple[Tensor, Tensor]:
-    """Texts as symbols `(batch, letters)`, padded with 0 to the longest or to `length`; lengths `(batch,)`.
-
-    Raises TextError for a text that cannot be spoken, ValueError when `length` is too small or there
-    is no text at all.
+    Raises TextError for a text that cannot be spoken, ValueError when there is no text.
     """
-    every = [encode(text) for text in texts]
-    if not every:
+    if not texts:
         raise ValueError("encode_batch needs at least one text")
-    longest = max(map(len, every))
-    if length and length < longest:
-        raise ValueError(f"a text has {longest} symbols, the batch has room for {length}")
-    out = torch.zeros(len(every), length or longest, dtype=torch.long)
-    for row, numbers in zip(out, every, strict=True):
-        row[: len(numbers)] = torch.tensor(numbers)
-    return out, torch.tensor([len(numbers) for numbers in every])
+    rows = [torch.tensor(encode(text)) for text in texts]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([*map(len, rows)])
