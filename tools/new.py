@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import nbformat
 
 from utils import days
 
@@ -46,7 +42,7 @@ def new(name: str, to: str, run: bool = False) -> int:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{to} is not empty, and nothing is overwritten: name a new folder.")
     shutil.copytree(shelf() / name, folder, dirs_exist_ok=True, ignore=LITTER)
-    for file in needed(folder / NOTEBOOK):
+    for file in needed(shelf() / name):
         target = folder / file.relative_to(days.ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, target)
@@ -61,38 +57,14 @@ def new(name: str, to: str, run: bool = False) -> int:
     return 0
 
 
-def needed(notebook: Path) -> list[Path]:
-    """The modules of `utils` that a notebook reaches through imports, and the data folders that these name."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    code = "\n".join(c.source for c in cells if c.cell_type == "code")
-    found: dict[Path, ast.Module] = {}
-    waiting = list(imported(ast.parse(code), ""))
-    while waiting:
-        parts = waiting.pop().split(".")
-        for n in range(1, len(parts) + 1 if parts[0] == "utils" else 1):
-            stem = days.ROOT.joinpath(*parts[:n])
-            for file in (stem.with_suffix(".py"), stem / "__init__.py"):
-                if file.exists() and file not in found:
-                    found[file] = ast.parse(file.read_text(encoding="utf-8"))
-                    package = file.parent.relative_to(days.ROOT)
-                    waiting += imported(found[file], ".".join(package.parts))
-    strings = {
-        n.value for tree in found.values() for n in ast.walk(tree) if isinstance(n, ast.Constant)
-    }
+def needed(folder: Path) -> list[Path]:
+    """The modules of `utils` that a template's notebook reaches through imports, and the data that these name."""
+    found = [p for p in days.code_files(folder) if p.suffix == ".py" and folder not in p.parents]
+    nodes = (n for p in found for n in ast.walk(ast.parse(p.read_text(encoding="utf-8"))))
+    strings = {n.value for n in nodes if isinstance(n, ast.Constant)}
     others = [p for p in (days.ROOT / "utils").rglob("*") if p.is_file() and p.suffix != ".py"]
     data = [p for p in others if "__pycache__" not in p.parts and {p.name, p.parent.name} & strings]
     return [*found, *data]
-
-
-def imported(tree: ast.Module, package: str) -> Iterator[str]:
-    """Dotted names that this code imports; of `from a import b` it is a.b, a module or a name in one."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (a.name for a in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = "." * node.level + (node.module or "")
-            base = importlib.util.resolve_name(base, package) if node.level else base
-            yield from (f"{base}.{a.name}" for a in node.names)
 
 
 def execute(folder: Path) -> None:

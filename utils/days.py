@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -138,18 +139,18 @@ def _code(path: Path) -> list[str]:
 
 def _imported(path: Path) -> Iterator[Path]:
     """The modules of `utils` that one file imports; a cell that is not Python imports nothing."""
-    package = path.parent.relative_to(ROOT).parts
+    package = ".".join(path.parent.relative_to(ROOT).parts)
     for text in _code(path):
         nodes: list[ast.AST] = []
         with contextlib.suppress(SyntaxError):
             nodes = list(ast.walk(ast.parse(text)))
         for node in nodes:
-            names = [a.name for a in getattr(node, "names", ()) if isinstance(node, ast.Import)]
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
-                above = package[: len(package) + 1 - node.level] if node.level else ()
-                base = ".".join([*above, *([node.module] if node.module else [])])
-                names = [base, *(f"{base}.{a.name}" for a in node.names)]
-            for parts in (name.split(".") for name in names):
-                stem = ROOT.joinpath(*parts)
-                if parts[0] == "utils":
+                base = "." * node.level + (node.module or "")
+                base = importlib.util.resolve_name(base, package) if node.level else base
+                names = [f"{base}.{a.name}" for a in node.names]
+            for parts in (name.split(".") for name in names if name.startswith("utils.")):
+                for n in range(1, len(parts) + 1):
+                    stem = ROOT.joinpath(*parts[:n])
                     yield from filter(Path.is_file, (stem.with_suffix(".py"), stem / "__init__.py"))
