@@ -16,19 +16,16 @@ from utils.models.ecapa_tdnn import (
     SPEEDS,
     SpeakerNet,
     SpeakerSettings,
-    Voices,
-    few_of_each,
-    own_weights,
     train_speaker_net,
     training_voices,
     validation_eer,
     voice_augmentation,
+    waves_per_speaker,
+    weights_name,
 )
 from utils.models.ge2e import Embedder
-from utils.speech.corpora import librispeech, noises
+from utils.speech.corpora import PackedSpeech, librispeech, noises
 from utils.training import History, count_parameters, save_weights, training_card, training_command
-
-# --- the encoder that Day 13 ships --------------------------------------------------------------------
 
 COLUMNS = (
     "model", "n_params", "optimizer", "lr", "batch_size", "margin", "steps", "speakers", "enrolment",
@@ -37,58 +34,56 @@ COLUMNS = (
 )  # fmt: skip
 """Columns of Day 13's table."""
 
-OWN: dict[str, SpeakerSettings] = {
+SETTINGS: dict[str, SpeakerSettings] = {
     "quick": SpeakerSettings(channels=16, batch_size=8, batches=4, epochs=2),
     "study": SpeakerSettings(channels=128, batches=50, epochs=20),
     "full": SpeakerSettings(channels=128, batch_size=128, batches=125, epochs=16),
 }
-"""How the encoder of our own is trained; full on a GPU."""
+"""How the shipped encoder is trained; full on a GPU."""
 
 
-def fit_own(
+def train_encoder(
     profile: str,
-    voices: Voices,
+    voices: PackedSpeech,
     validate: Callable[[Embedder], Mapping[str, float]] | None = None,
     seed: int = 0,
     **more: Any,
 ) -> tuple[SpeakerNet, History]:
-    """The training of the encoder that Day 13 ships, alone: the same seed gives the same steps.
+    """Train the shipped encoder without keeping records: the same seed gives the same steps.
 
-    `more` goes on to `training.fit`: with `stop` after an epoch it is the check that the weights' card is true.
+    `more` goes to `training.fit`: with `stop` after an epoch it checks the curve on the weights' card.
     """
     device = pick_device()
     seed_everything(seed)
+    augment = voice_augmentation(noises(profile).train, device=device, seed=seed)
+    more = {"label": f"encoder, seed {seed}", **more}
     return train_speaker_net(
-        voices.samples.to(device), voices.starts, voices.lengths, voices.speakers,
-        validate, OWN[profile],
-        voice_augmentation(noises(profile).train, device=device, seed=seed),
-        seed=seed, label=f"encoder, seed {seed}", **more,
-    )  # fmt: skip
+        voices.to(device), validate, SETTINGS[profile], augment, seed=seed, **more
+    )
 
 
 def weights_path(profile: str, seed: int) -> Path:
-    """Where the weights of a profile and seed are kept."""
-    return days.get(13).output(profile) / "checkpoints" / own_weights(profile, seed)
+    """Where the weights of a profile and seed are stored."""
+    return days.get(13).output(profile) / "checkpoints" / weights_name(profile, seed)
 
 
-def train_own(profile: str, path: Path, seed: int = 0) -> History:
+def train(profile: str, path: Path, seed: int = 0) -> History:
     """Train the encoder that Day 13 ships and write it to `path` in float16; returns the history.
 
-    What `python -m Day13_Speaker_Verification.train` does. The run is a row of the day's table; the card has data,
-    settings, machine and the curve. Stopped and validated on LibriSpeech's four validation speakers.
+    `python -m Day13_Speaker_Verification.train` does this. The run is a row of the day's table; the card has data,
+    settings, machine and the curve. Validated on LibriSpeech's four validation speakers.
     """
-    settings, device = OWN[profile], pick_device()
+    settings, device = SETTINGS[profile], pick_device()
     corpus = librispeech(profile)
     voices = training_voices(profile, corpus)
-    waves, names = few_of_each(corpus.validation, 20)
+    waves, names = waves_per_speaker(corpus.validation, 20)
     log = RunLogger(13, profile, voices.name, device, COLUMNS)
     steps = settings.batches * settings.epochs
     chosen = {k: getattr(settings, k) for k in ("optimizer", "lr", "batch_size", "margin")}
     with log.run(seed=seed, model="SpeakerNet, own", steps=steps, **chosen) as run:
         validate = partial(validation_eer, waves=waves, speakers=names)
-        encoder, history = fit_own(profile, voices, validate, seed, run=run)
-        end = history.epochs[-1]
-        size = count_parameters(encoder)
+        encoder, history = train_encoder(profile, voices, validate, seed, run=run)
+        end, size = history.epochs[-1], count_parameters(encoder)
         run.log_metrics(n_params=size, speakers=len(set(voices.speakers)), loss=end["train_loss"])
         run.log_metrics(val_eer=end["val_eer"], grad_norm=end["grad_norm"])
     card = training_card(
@@ -102,4 +97,4 @@ def train_own(profile: str, path: Path, seed: int = 0) -> History:
 
 
 if __name__ == "__main__":
-    sys.exit(training_command({"": (weights_path, train_own)}))
+    sys.exit(training_command({"": (weights_path, train)}))

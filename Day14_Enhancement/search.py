@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from utils import days, tuning
 from utils.device import pick_device, seed_everything
 from utils.features import SAMPLE_RATE
-from utils.logger import Run, RunLogger
+from utils.logger import RunLogger
 from utils.models.ecapa_tdnn import (
     SpeakerNet,
     SpeakerSettings,
-    load_own,
+    load_speaker_net,
     train_speaker_net,
     training_voices,
     validation_eer,
     voice_augmentation,
 )
 from utils.models.verification import mean_embeddings
-from utils.speech.corpora import librispeech
+from utils.speech.corpora import PackedSpeech, librispeech
 from utils.training import OPTIMIZERS, History
 
 from .enhancer import LOSSES
@@ -40,31 +40,28 @@ from .train import (
     EnhancerSettings,
     Mixed,
     day14_noises,
-    parted,
+    split_tail,
     train_enhancer,
     validation_mixtures,
     validation_quality,
 )
 
 
-def voice_directions(
-    encoder: SpeakerNet,
-    samples: Tensor,
-    starts: Sequence[int] | np.ndarray,
-    lengths: Sequence[int] | np.ndarray,
-    speakers: Sequence[str],
-    most: int = 4,
-    seconds: float = 4.0,
+def init_class_weights(
+    encoder: SpeakerNet, voices: PackedSpeech, n: int = 4, seconds: float = 4.0
 ) -> Tensor:
-    """Where the encoder already puts each training speaker: unit vectors `(speakers, dim)`, by sorted names.
+    """Mean embedding of each training speaker: unit vectors `(speakers, dim)`, by sorted names.
 
-    The mean over the first `seconds` of up to `most` utterances of each; the arguments are those of
-    `train_speaker_net`.
+    Over the first `seconds` of up to `n` utterances of each.
     """
-    who, size = np.asarray(speakers), round(seconds * SAMPLE_RATE)
-    own = [np.flatnonzero(who == name)[:most] for name in sorted(set(speakers))]
-    waves = [samples[starts[i] : starts[i] + min(lengths[i], size)] for some in own for i in some]
-    vectors = encoder.embed(waves).split([len(some) for some in own])
+    who, size = np.asarray(voices.speakers), round(seconds * SAMPLE_RATE)
+    rows = [np.flatnonzero(who == name)[:n] for name in sorted(set(voices.speakers))]
+    waves = [
+        voices.samples[voices.starts[i] :][: min(voices.lengths[i], size)]
+        for some in rows
+        for i in some
+    ]
+    vectors = encoder.embed(waves).split([len(some) for some in rows])
     return torch.stack([mean_embeddings(some) for some in vectors])
 
 
@@ -103,47 +100,47 @@ SNR_DB = 5.0
 
 @dataclass
 class Speech:
-    """What the searches see: packed speech and voices to train with, noises, and validation mixtures."""
+    """What the searches share: speech and voices to train with, noises, and validation mixtures.
 
-    name: str
-    voices_name: str
-    speech: tuple[Tensor, Any, Any]
-    voices: tuple[Tensor, Any, Any, list[str]]
+    The names of `speech` and `voices` are those of the data in the table.
+    """
+
+    speech: PackedSpeech
+    voices: PackedSpeech
     noises: Mapping[str, Tensor]
     mixed: Mixed
     mixed_speakers: list[str]
     encoder: SpeakerNet | None = None
-    directions: Tensor | None = None
+    class_weights: Tensor | None = None
 
 
 def shipped_encoder(profile: str) -> SpeakerNet | None:
-    """Day 13's encoder from a GPU, that the verifier's study trains on; None in quick, which begins at random.
+    """Day 13's encoder from a GPU, which the verifier's study fine-tunes; None in quick: random weights.
 
-    Raises FileNotFoundError with the command that makes it.
+    Raises FileNotFoundError with the command that trains it.
     """
-    return None if profile == "quick" else load_own(profile="full")
+    return None if profile == "quick" else load_speaker_net(profile="full")
 
 
 def load(profile: str, device: torch.device) -> Speech:
     """The training and validation speakers of LibriSpeech and Speech Commands, and the noises to train with.
 
-    Validation hears the ends of the noise recordings, which training does not. The test part is not touched.
+    Validation uses the ends of the noise recordings, training the rest. The test split is not touched.
     """
     corpus, noise = librispeech(profile), day14_noises(profile)
-    heard, kept = parted(noise.train)
+    heard, kept = split_tail(noise.train)
     mixed, speakers = validation_mixtures(
         corpus.validation, kept, BUDGET[profile]["utterances"], SNR_DB
     )
-    found = training_voices(profile, corpus, speeds=(1.0,))
-    voices = found.samples.to(device), found.starts, found.lengths, found.speakers
-    encoder, directions = shipped_encoder(profile), None
+    found = training_voices(profile, corpus, speeds=(1.0,)).to(device)
+    encoder, weights = shipped_encoder(profile), None
     if encoder is not None:
-        directions = voice_directions(encoder.to(device), *voices)
+        weights = init_class_weights(encoder.to(device), found)
     return Speech(
-        f"{corpus.name}+{noise.name}", f"{found.name}+{noise.name}",
-        corpus.train.packed(device), voices, heard,
+        corpus.train.packed(device, f"{corpus.name}+{noise.name}"),
+        replace(found, name=f"{found.name}+{noise.name}"), heard,
         replace(mixed, noisy=mixed.noisy.to(device), clean=mixed.clean.to(device)), speakers,
-        encoder, directions,
+        encoder, weights,
     )  # fmt: skip
 
 
@@ -153,10 +150,9 @@ def train(
     settings: Mapping[str, Any],
     budget: Mapping[str, Any],
     seed: int = 0,
-    run: Run | None = None,
     **more: Any,
 ) -> tuple[nn.Module, History]:
-    """One training of a study by these settings; returns the network and its history."""
+    """One training run of a study with these settings; `more` goes to `training.fit`."""
     seed_everything(seed)
     sound = budget["sound"] * (1 if study == "enhancer" else 3)
     examples = sound / budget["seconds"]
@@ -167,11 +163,9 @@ def train(
     if study == "enhancer":
         plan = EnhancerSettings(channels=round(32 * budget["width"]), **how, **settings)
         validate = partial(validation_quality, noisy=speech.mixed.noisy, clean=speech.mixed.clean)
-        return train_enhancer(
-            *speech.speech, speech.noises, validate, plan, seed=seed, run=run, **more
-        )
+        return train_enhancer(speech.speech, speech.noises, validate, plan, seed=seed, **more)
     plan = SpeakerSettings(channels=round(128 * budget["width"]), **how, **settings)
-    device = speech.voices[0].device
+    device = speech.voices.samples.device
     augment = voice_augmentation(
         speech.noises, noisy=1.0, snr_db=(-5.0, 15.0), device=device, seed=seed
     )
@@ -179,16 +173,9 @@ def train(
         validation_eer, waves=list(speech.mixed.noisy), speakers=speech.mixed_speakers
     )
     return train_speaker_net(
-        *speech.voices,
-        validate,
-        plan,
-        augment,
-        encoder=copy.deepcopy(speech.encoder),
-        directions=speech.directions,
-        seed=seed,
-        run=run,
-        **more,
-    )
+        speech.voices, validate, plan, augment, encoder=copy.deepcopy(speech.encoder),
+        class_weights=speech.class_weights, seed=seed, **more,
+    )  # fmt: skip
 
 
 def score(study: str, numbers: Mapping[str, float]) -> float:
@@ -238,8 +225,8 @@ def run_worker(
     device, budget = pick_device(), BUDGET[profile]
     speech = load(profile, device)
     for study in studies:
-        name = speech.name if study == "enhancer" else speech.voices_name
-        log = RunLogger(14, profile, name, device, COLUMNS)
+        data = speech.speech if study == "enhancer" else speech.voices
+        log = RunLogger(14, profile, data.name, device, COLUMNS)
         tuning.search(
             study_path(profile, study),
             objective(study, log, speech, budget),

@@ -18,8 +18,8 @@ from torch.optim.swa_utils import update_bn
 from utils import days
 from utils.device import pick_device, seed_everything
 from utils.features import SAMPLE_RATE, as_float, fixed_length, to_level
-from utils.logger import Run, RunLogger
-from utils.models.ecapa_tdnn import Augment, Crops
+from utils.logger import RunLogger
+from utils.models.ecapa_tdnn import Augment, RandomSegments
 from utils.speech.augment import (
     add_noise,
     change_microphone,
@@ -30,6 +30,7 @@ from utils.speech.augment import (
 from utils.speech.corpora import (
     Clips,
     Noises,
+    PackedSpeech,
     SpeechCorpus,
     Utterances,
     kathleen,
@@ -54,7 +55,7 @@ from .quality import stoi_scores
 class Mixtures:
     """Noisy and clean speech `(batch, crop)` each, mixed anew for every batch: for learning to enhance.
 
-    `speech` are crops of speech; `noise` is one long recording `(time,)` on the same device. SNR and
+    `speech` are random segments of speech; `noise` is one long recording `(time,)` on the same device. SNR and
     level are drawn evenly from `snr_db` and `level_db` (dB below full scale, RMS of the clean speech);
     noisy and clean share one gain, so the task is to take the noise away and nothing else. `vary(x,
     generator)` gets the stretches of noise `(batch, crop)` before they are mixed in; `in_band` cuts them to the
@@ -63,7 +64,7 @@ class Mixtures:
 
     def __init__(
         self,
-        speech: Crops,
+        speech: RandomSegments,
         noise: Tensor,
         snr_db: tuple[float, float] = (-5.0, 20.0),
         level_db: tuple[float, float] = (-38.0, -18.0),
@@ -202,54 +203,43 @@ def validation_quality(
 
 
 def mixtures(
-    samples: Tensor,
-    starts: Sequence[int] | np.ndarray,
-    lengths: Sequence[int] | np.ndarray,
-    noises: Mapping[str, Tensor],
-    settings: EnhancerSettings,
-    seed: int = 0,
+    speech: PackedSpeech, noises: Mapping[str, Tensor], settings: EnhancerSettings, seed: int = 0
 ) -> Mixtures:
-    """The batches of a training: packed speech (see `train_enhancer`) and noise, mixed on the fly."""
-    speech = Crops(
-        samples, starts, lengths, np.zeros(len(starts), np.int64),
-        crop=round(settings.seconds * SAMPLE_RATE), batch_size=settings.batch_size,
+    """The batches of a training run: segments of speech and noise, mixed on the fly."""
+    segments = RandomSegments(
+        speech, crop=round(settings.seconds * SAMPLE_RATE), batch_size=settings.batch_size,
         batches=settings.batches, seed=seed, power=1.0,
         augment=varied_voices if settings.varied else None,
     )  # fmt: skip
     return Mixtures(
-        speech,
-        join_noises(noises).to(samples.device),
+        segments,
+        join_noises(noises).to(speech.samples.device),
         vary=varied_noises if settings.varied else None,
         in_band=settings.varied,
     )
 
 
 def train_enhancer(
-    samples: Tensor,
-    starts: Sequence[int] | np.ndarray,
-    lengths: Sequence[int] | np.ndarray,
+    speech: PackedSpeech,
     noises: Mapping[str, Tensor],
     validate: Callable[[Enhancer], Mapping[str, float]] | None,
     settings: EnhancerSettings,
     *,
     seed: int = 0,
-    run: Run | None = None,
-    mixed: bool = False,
     **more: Any,
 ) -> tuple[Enhancer, History]:
-    """Train an Enhancer from random weights on mixtures of packed speech and noise made on the fly.
+    """Train an Enhancer from random weights on speech and noise that are mixed on the fly at -5 to 20 dB SNR.
 
-    `samples` int16 `(all samples,)` on the device to train on; utterance i begins at `starts[i]` and has
-    `lengths[i]` samples. SNR -5 to 20 dB. `validate(model)` is asked after each epoch; `more` goes to
-    `training.fit`. The same call after a kill goes on where it was.
+    The device is that of the speech. `validate(model)` is called after each epoch; `more` goes to
+    `training.fit` (run, checkpoint, stop, bar, label). The same call after a kill continues the run.
     """
     if settings.loss not in LOSSES:
         raise ValueError(f"loss {settings.loss!r}: write one of {', '.join(LOSSES)}")
-    batches = mixtures(samples, starts, lengths, noises, settings, seed)
-    model = Enhancer(settings.channels).to(samples.device)
+    batches = mixtures(speech, noises, settings, seed)
+    model = Enhancer(settings.channels).to(speech.samples.device)
     history = fit_one_cycle(
-        model, batches, settings.optimizer, settings.lr, settings.epochs, run=run,
-        loss_fn=LOSSES[settings.loss], validate=validate, mixed=mixed, **more,
+        model, batches, settings.optimizer, settings.lr, settings.epochs,
+        loss_fn=LOSSES[settings.loss], validate=validate, **more,
     )  # fmt: skip
     return model, history
 
@@ -264,7 +254,7 @@ COLUMNS = (
 )  # fmt: skip
 """Columns of Day 14's table."""
 
-OWN: dict[str, EnhancerSettings] = {
+SETTINGS: dict[str, EnhancerSettings] = {
     "quick": EnhancerSettings(channels=8, batch_size=2, batches=3, epochs=2, seconds=1.0),
     "study": EnhancerSettings(
         "RAdam", 4.6e-3, batch_size=2, batches=750, epochs=22, seconds=2.0, varied=True
@@ -287,7 +277,7 @@ def day14_noises(profile: str) -> Noises:
     return Noises(name, some.train | more[0], some.test | more[1])
 
 
-def parted(
+def split_tail(
     noise: Mapping[str, Tensor], share: float = 0.1
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Each recording without its last `share`, and those ends: noises to train with and to validate with."""
@@ -337,16 +327,16 @@ def weights_path(profile: str, seed: int = 0) -> Path:
     return days.get(14).output(profile) / "checkpoints" / "enhancer.safetensors"
 
 
-def train_own(profile: str, path: Path, seed: int = 0) -> History:
+def train(profile: str, path: Path, seed: int = 0) -> History:
     """Train the enhancer that Day 14 ships and write it to `path`; returns the history.
 
     What `python -m Day14_Enhancement.train` does. The run is a row of the day's table; the card has data,
     settings, machine and the curve. Validated at 5 dB in ends of noises that training never hears, on
     LibriSpeech's validation speakers, whom it never hears either, and on other sentences by Kathleen.
     """
-    settings, device = OWN[profile], pick_device()
+    settings, device = SETTINGS[profile], pick_device()
     corpus, noise = librispeech(profile), day14_noises(profile)
-    heard, kept = parted(noise.train)
+    heard, kept = split_tail(noise.train)
     name, spoken, held_out = own_speech(profile, corpus)
     mixed, _ = validation_mixtures(held_out, kept, 12)
     log = RunLogger(14, profile, f"{name}+{noise.name}", device, COLUMNS)
@@ -357,12 +347,12 @@ def train_own(profile: str, path: Path, seed: int = 0) -> History:
         validate = partial(
             validation_quality, noisy=mixed.noisy.to(device), clean=mixed.clean.to(device)
         )
-        material = *spoken.packed(device), heard
+        spoken = spoken.packed(device)
         model, history = train_enhancer(
-            *material, validate, settings, seed=seed, run=run, label="enhancer"
+            spoken, heard, validate, settings, seed=seed, run=run, label="enhancer"
         )
         # batch norm's running means are those of the last ten batches, here of few crops: take more
-        fresh = mixtures(*material, settings, seed).epoch(settings.epochs)
+        fresh = mixtures(spoken, heard, settings, seed).epoch(settings.epochs)
         update_bn(itertools.islice(fresh, 300), model)
         end = history.epochs[-1]
         end |= {f"val_{k}": v for k, v in validate(model).items()}
@@ -395,4 +385,4 @@ def within_band(noise: Tensor, speech: Tensor, share: float = 1e-4) -> Tensor:
 
 
 if __name__ == "__main__":
-    sys.exit(training_command({"": (weights_path, train_own)}))
+    sys.exit(training_command({"": (weights_path, train)}))

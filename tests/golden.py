@@ -43,7 +43,7 @@ def answers() -> dict[str, Tensor]:
     from Day09_Wav2Vec2.pretrain import load_pretraining
     from Day11_Voice_Cloning.networks import load_network
     from Day14_Enhancement.enhancer import Enhancer
-    from utils.models.ecapa_tdnn import load_own as load_speaker_net
+    from utils.models.ecapa_tdnn import load_speaker_net as load_speaker_net
     from utils.models.ge2e import pretrained_dvector
     from utils.models.keyword_net import load_kept
     from utils.models.tts_text import encode_batch

@@ -48,7 +48,7 @@ from Day14_Enhancement.train import (
 from utils import data, tuning
 from utils.features import SAMPLE_RATE, fixed_length
 from utils.logger import RunLogger, read_table
-from utils.models.ecapa_tdnn import Crops
+from utils.models.ecapa_tdnn import RandomSegments
 from utils.speech import corpora
 from utils.speech.corpora import read_sample
 from utils.training import count_parameters, load_weights
@@ -334,18 +334,13 @@ def test_fixed_mixtures_have_their_snr(sentences):
 
 
 def packed(waves):
-    """Float waves as one int16 row with starts and lengths."""
-    lengths = np.array([len(w) for w in waves])
-    samples = (torch.cat(list(waves)) * 32767).round().to(torch.int16)
-    return samples, np.cumsum(lengths) - lengths, lengths
+    """Float waves of six speakers as packed speech."""
+    arrays = [(w * 32767).round().short().numpy() for w in waves]
+    return corpora.Utterances.of(arrays, [""] * 6, list("aabbcc")).packed()
 
 
 def test_mixtures_on_the_fly(sentences):
-    samples, starts, lengths = packed(sentences)
-    speech_ = Crops(
-        samples, starts, lengths, np.zeros(6, int), crop=8000, batch_size=5, batches=2,
-        power=1.0,
-    )  # fmt: skip
+    speech_ = RandomSegments(packed(sentences), crop=8000, batch_size=5, batches=2, power=1.0)
     batches = Mixtures(speech_, noise(20_000), snr_db=(-5, 20), level_db=(-30, -30))
     for noisy, clean in batches.epoch(0):
         added = noisy - clean
@@ -361,7 +356,6 @@ def test_mixtures_on_the_fly(sentences):
 
 
 def test_mixtures_vary_their_noise_and_keep_it_within_the_band(sentences):
-    samples, starts, lengths = packed(sentences)
     crops = {"crop": 8000, "batch_size": 6, "batches": 1, "power": 1.0}
     calls = []
 
@@ -370,7 +364,7 @@ def test_mixtures_vary_their_noise_and_keep_it_within_the_band(sentences):
         return 3 * x
 
     for augment in (None, day14_train.varied_voices):
-        speech_ = Crops(samples, starts, lengths, np.zeros(6, int), **crops, augment=augment)
+        speech_ = RandomSegments(packed(sentences), **crops, augment=augment)
         made = Mixtures(speech_, noise(20_000), (5, 5), vary=louder, in_band=True)
         ((noisy, clean),) = made.epoch(0)
         ratio = clean.square().mean(1) / (noisy - clean).square().mean(1)
@@ -408,15 +402,15 @@ TINY = EnhancerSettings(
 
 
 def test_a_small_training_learns_and_resumes(sentences, tmp_path):
-    samples, starts, lengths = packed(sentences)
+    speech = packed(sentences)
     noises = {"hiss": noise(30_000)}
     mixed = fixed_mixtures(sentences[:2], noises, (0,), seconds=1.0)
 
     def train(plan, **more):
         torch.manual_seed(0)
         return train_enhancer(
-            samples, starts, lengths, noises,
-            lambda m: validation_quality(m, mixed.noisy, mixed.clean), plan, bar=False, **more,
+            speech, noises, lambda m: validation_quality(m, mixed.noisy, mixed.clean), plan,
+            bar=False, **more,
         )  # fmt: skip
 
     _, varied = train(replace(TINY, varied=True))
@@ -439,19 +433,15 @@ def test_a_small_training_learns_and_resumes(sentences, tmp_path):
     _, resumed = train(short, checkpoint=path)
     assert resumed.column("train_loss") == pytest.approx(losses, rel=1e-3)
     with pytest.raises(ValueError, match="write one of si_sdr, compressed, both"):
-        train_enhancer(samples, starts, lengths, noises, None, EnhancerSettings(loss="l1"))
+        train_enhancer(speech, noises, None, EnhancerSettings(loss="l1"))
 
 
 def test_the_searches_leave_rows(sentences, tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
-    samples, starts, lengths = packed(sentences)
     noises = {"hiss": noise(60_000)}
     mixed = fixed_mixtures(sentences, noises, (day14_search.SNR_DB,), seconds=1.5)
-    speakers = ["a", "a", "b", "b", "c", "c"]
-    where = (samples, starts, lengths)
-    data = day14_search.Speech(
-        "sample-test", "sample-test", where, (*where, speakers), noises, mixed, speakers
-    )
+    speech = replace(packed(sentences), name="sample-test")
+    data = day14_search.Speech(speech, speech, noises, mixed, speech.speakers)
     monkeypatch.setattr(day14_search, "load", lambda profile, device: data)
     small = {"batch_size": day14_search.CategoricalDistribution([2, 4])}
     for name, space in day14_search.SPACES.items():
@@ -460,7 +450,7 @@ def test_the_searches_leave_rows(sentences, tmp_path, monkeypatch):
         day14_search.BUDGET, "quick", day14_search.BUDGET["quick"] | {"width": 0.125}
     )
     day14_search.run_worker("quick", 1)
-    log = RunLogger(14, "quick", data.name, torch.device("cpu"), day14_search.COLUMNS)
+    log = RunLogger(14, "quick", speech.name, torch.device("cpu"), day14_search.COLUMNS)
     rows = read_table(log.path)
     assert [r["study"] for r in rows] == ["enhancer", "verifier"]
     for row in rows:
@@ -479,7 +469,7 @@ def test_the_searches_leave_rows(sentences, tmp_path, monkeypatch):
 def test_the_searches_see_the_bundled_sample():
     data = day14_search.load("quick", torch.device("cpu"))
     assert len(data.mixed) == len(data.mixed_speakers)
-    heard = {name.split(" x")[0] for name in data.voices[3]}
+    heard = {name.split(" x")[0] for name in data.voices.speakers}
     assert len(heard) > 10
     assert not heard & set(data.mixed_speakers)
     assert enhancer.N_FFT == 512
@@ -488,8 +478,8 @@ def test_the_searches_see_the_bundled_sample():
 def test_the_shipped_enhancer_is_made_by_one_command(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
     path = tmp_path / "e.safetensors"
-    history = day14_train.train_own("quick", path)
-    plan = day14_train.OWN["quick"]
+    history = day14_train.train("quick", path)
+    plan = day14_train.SETTINGS["quick"]
     model = Enhancer(plan.channels)
     card = load_weights(path, model)
     assert model.mask.weight.abs().sum() > 0
@@ -502,7 +492,7 @@ def test_the_shipped_enhancer_is_made_by_one_command(tmp_path, monkeypatch):
 
 
 def test_noise_is_parted_in_time():
-    heard, kept = day14_train.parted({"a": torch.arange(100.0), "b": torch.arange(7.0)})
+    heard, kept = day14_train.split_tail({"a": torch.arange(100.0), "b": torch.arange(7.0)})
     assert heard["a"][-1] < kept["a"][0]
     assert len(heard["a"]) == 90
     assert torch.equal(torch.cat([heard["b"], kept["b"]]), torch.arange(7.0))

@@ -18,16 +18,16 @@ from torch.nn import functional as F
 from Day13_Speaker_Verification import train as day13_train
 from Day13_Speaker_Verification import verify as day13_verify
 from Day13_Speaker_Verification.ecapa_speechbrain import load_ecapa, save_random_ecapa
-from Day13_Speaker_Verification.train import fit_own
+from Day13_Speaker_Verification.train import train_encoder
 from Day13_Speaker_Verification.trials import calibrate
 from Day13_Speaker_Verification.verify import agreement, verify
-from Day14_Enhancement.search import voice_directions
+from Day14_Enhancement.search import init_class_weights
 from utils import days
 from utils.features import SAMPLE_RATE, AudioError
 from utils.logger import read_table
 from utils.models import ecapa_tdnn, ge2e
 from utils.models.ecapa_tdnn import (
-    Crops,
+    RandomSegments,
     SpeakerClassifier,
     SpeakerNet,
     SpeakerSettings,
@@ -46,7 +46,7 @@ from utils.models.ge2e import (
 )
 from utils.models.verification import all_pairs, cosine_scores
 from utils.speech.augment import reverberate, room_response
-from utils.speech.corpora import librispeech, read_sample
+from utils.speech.corpora import PackedSpeech, Utterances, librispeech, read_sample
 from utils.training import count_parameters, load_weights, training_command
 
 
@@ -213,9 +213,8 @@ def two_tone_speakers(count: int = 4, each: int = 6):
             wave = tone + 0.3 * torch.randn(len(t), generator=gen(10 * s + u))
             waves.append((3000 * wave).to(torch.int16))
             speakers.append(f"s{s}")
-    lengths = [len(w) for w in waves]
-    starts = np.cumsum(lengths) - lengths
-    return torch.cat(waves), starts, lengths, speakers, waves
+    arrays = [w.numpy() for w in waves]
+    return Utterances.of(arrays, [""] * len(waves), speakers).packed(), waves
 
 
 SMALL = SpeakerSettings(
@@ -224,16 +223,15 @@ SMALL = SpeakerSettings(
 
 
 def test_a_small_training_learns_and_resumes(tmp_path):
-    samples, starts, lengths, speakers, waves = two_tone_speakers()
+    speech, waves = two_tone_speakers()
     noises = {"hiss": torch.randn(20_000, generator=gen())}
     augment = voice_augmentation(noises, rooms=5)
 
     def train(settings=SMALL, **more):
         torch.manual_seed(0)
         return train_speaker_net(
-            samples, starts, lengths, speakers,
-            lambda e: validation_eer(e, waves[::2], speakers[::2]), settings, augment,
-            mixed=False, bar=False, **more,
+            speech, lambda e: validation_eer(e, waves[::2], speech.speakers[::2]), settings,
+            augment, mixed=False, bar=False, **more,
         )  # fmt: skip
 
     net, history = train()
@@ -258,32 +256,31 @@ def test_a_small_training_learns_and_resumes(tmp_path):
 
 
 def test_training_on_begins_where_the_encoder_puts_the_voices():
-    samples, starts, lengths, speakers, waves = two_tone_speakers()
-    packed = samples, starts, lengths, speakers
+    speech, waves = two_tone_speakers()
 
     def train(settings, **more):
         torch.manual_seed(0)
-        return train_speaker_net(*packed, None, settings, mixed=False, bar=False, **more)
+        return train_speaker_net(speech, None, settings, mixed=False, bar=False, **more)
 
     net, _ = train(SMALL)
-    aims = voice_directions(net, *packed)
-    names = sorted(set(speakers))
+    aims = init_class_weights(net, speech)
+    names = sorted(set(speech.speakers))
     assert aims.shape == (len(names), net.dim)
-    own = aims[[names.index(s) for s in speakers]]
+    own = aims[[names.index(s) for s in speech.speakers]]
     assert (net.embed(waves) * own).sum(1).min() > 0.5
     careful = dataclasses.replace(SMALL, epochs=1, lr=1e-4)
     _, lost = train(careful, encoder=copy.deepcopy(net))
-    _, aimed = train(careful, encoder=copy.deepcopy(net), directions=aims)
+    _, aimed = train(careful, encoder=copy.deepcopy(net), class_weights=aims)
     assert aimed.epochs[0]["train_loss"] < 0.5 * lost.epochs[0]["train_loss"]
 
 
 def test_the_shipped_training_repeats_itself(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
     path = tmp_path / "net.safetensors"
-    shipped = day13_train.train_own("quick", path, seed=1)
+    shipped = day13_train.train("quick", path, seed=1)
     card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     voices = training_voices("quick", librispeech("quick"))
-    _, again = fit_own("quick", voices, seed=1, stop=lambda e: True, bar=False)
+    _, again = train_encoder("quick", voices, seed=1, stop=lambda e: True, bar=False)
     assert len(again.epochs) == 1
     assert again.epochs[0]["train_loss"] == pytest.approx(shipped.epochs[0]["train_loss"], rel=0.01)
     assert card["curve"][0]["train_loss"] == pytest.approx(
@@ -292,14 +289,15 @@ def test_the_shipped_training_repeats_itself(tmp_path, monkeypatch):
     assert card["speakers"] == len(set(voices.speakers))
 
 
-def test_crops_are_stretches_of_their_own_utterance():
+def test_random_segments_are_parts_of_their_own_utterance():
     samples = torch.arange(1000, dtype=torch.int16)
-    crops = Crops(
-        samples, [0, 100, 150], [100, 50, 850], [0, 1, 2], crop=80, batch_size=200,
-        batches=2, power=0.0, augment=lambda x, g: x,
-    )  # fmt: skip
+    starts, lengths = np.array([0, 100, 150]), np.array([100, 50, 850])
+    speech = PackedSpeech(samples, starts, lengths, ["a", "b", "c"])
+    segments = RandomSegments(
+        speech, crop=80, batch_size=200, batches=2, power=0.0, augment=lambda x, g: x
+    )
     seen = torch.zeros(3)
-    for x, y in crops.epoch(0):
+    for x, y in segments.epoch(0):
         assert x.shape == (200, 80)
         for row, label in zip(x.tolist(), y.tolist(), strict=True):
             low, high = ((0, 99), (100, 149), (150, 999))[label]
@@ -309,11 +307,12 @@ def test_crops_are_stretches_of_their_own_utterance():
             assert steps == {1} if label != 1 else steps <= {1, -49}
             seen[label] += 1
     assert seen.min() > 90  # all speakers alike
-    first, again = next(crops.epoch(1))[0], next(crops.epoch(1))[0]
+    first, again = next(segments.epoch(1))[0], next(segments.epoch(1))[0]
     assert torch.equal(first, again)
-    assert not torch.equal(first, next(crops.epoch(0))[0])
+    assert not torch.equal(first, next(segments.epoch(0))[0])
+    empty = PackedSpeech(samples, starts[:1], np.array([0]), ["a"])
     with pytest.raises(ValueError, match="no samples"):
-        Crops(samples, [0], [0], [0], crop=8, batch_size=1, batches=1)
+        RandomSegments(empty, crop=8, batch_size=1, batches=1)
 
 
 # --- rooms --------------------------------------------------------------------------------------------
@@ -507,10 +506,10 @@ def test_the_classifier_gives_cosines():
 def test_the_shipped_encoder_is_made_by_one_command(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
     path = tmp_path / "e.safetensors"
-    jobs = {"": (day13_train.weights_path, day13_train.train_own)}
+    jobs = {"": (day13_train.weights_path, day13_train.train)}
     command = ["--profile", "quick", "--seed", "3", "--output", str(path)]
     assert training_command(jobs, command) == 0
-    settings = day13_train.OWN["quick"]
+    settings = day13_train.SETTINGS["quick"]
     encoder = ecapa_tdnn.SpeakerNet(settings.channels)
     before = encoder.first[0].weight.detach().clone()
     card = load_weights(path, encoder)

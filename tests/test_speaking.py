@@ -164,17 +164,17 @@ def test_a_recording_is_as_its_file_holds_it(tmp_path):
 
 
 def test_the_encoder_that_judges_is_the_shipped_one():
-    encoder = ecapa_tdnn.load_own()
+    encoder = ecapa_tdnn.load_speaker_net()
     vectors = encoder.embed([NOISE, NOISE[:SAMPLE_RATE]])
     assert vectors.shape == (2, 192)
     assert not encoder.training
-    longer = ecapa_tdnn.load_own(profile="full").embed([NOISE])
+    longer = ecapa_tdnn.load_speaker_net(profile="full").embed([NOISE])
     assert longer.shape == (1, 192)
     assert not torch.allclose(longer[0], vectors[0], atol=1e-3)
     with pytest.raises(FileNotFoundError, match="Speaker_Verification.train --seed 99"):
-        ecapa_tdnn.load_own(seed=99)
+        ecapa_tdnn.load_speaker_net(seed=99)
     with pytest.raises(FileNotFoundError, match="--seed 99 --profile full"):
-        ecapa_tdnn.load_own(seed=99, profile="full")
+        ecapa_tdnn.load_speaker_net(seed=99, profile="full")
 
 
 def test_the_first_epoch_again_is_that_of_the_card(tmp_path, monkeypatch):

@@ -25,36 +25,36 @@ from ..speech.augment import (
     room_response,
     spec_augment,
 )
-from ..speech.corpora import SpeechCorpus, Utterances, speech_commands
+from ..speech.corpora import PackedSpeech, SpeechCorpus, Utterances, speech_commands
 from ..training import History, fit_one_cycle, load_weights
 from .ge2e import HOP, Embedder, slice_starts
 from .verification import all_pairs, cosine_scores, eer
 
-# --- a network of our own -----------------------------------------------------------------------------
+# --- the network --------------------------------------------------------------------------------------
 
 
-def conv_block(before: int, after: int, kernel: int, dilation: int = 1) -> nn.Module:
+def conv_block(in_channels: int, out_channels: int, kernel: int, dilation: int = 1) -> nn.Module:
     """Convolution over time that keeps the length, ReLU, batch norm."""
     padding = dilation * (kernel - 1) // 2
     return nn.Sequential(
-        nn.Conv1d(before, after, kernel, dilation=dilation, padding=padding),
+        nn.Conv1d(in_channels, out_channels, kernel, dilation=dilation, padding=padding),
         nn.ReLU(),
-        nn.BatchNorm1d(after),
+        nn.BatchNorm1d(out_channels),
     )
 
 
 class SERes2Block(nn.Module):
     """Squeeze-excitation Res2 block: `(batch, channels, frames)` to the same.
 
-    The channels are parted into `scale` groups; each is convolved after what the group before gave
-    was added, so later groups see further (Gao et al., 2021). Then every channel is weighed by a gate that
-    saw the mean over time (Hu et al., 2018).
+    The channels are split into `scale` groups. The output of each group is added to the input of the next, so
+    later groups have a larger receptive field (Gao et al., 2021). Then each channel is scaled by a gate
+    computed from the means over time (Hu et al., 2018).
     """
 
     def __init__(self, channels: int, dilation: int, scale: int = 8, squeeze: int = 64) -> None:
         super().__init__()
         if channels % scale:
-            raise ValueError(f"{channels} channels do not part into {scale} groups")
+            raise ValueError(f"{channels} channels cannot be split into {scale} groups")
         width = channels // scale
         self.before = conv_block(channels, channels, 1)
         self.branches = nn.ModuleList(
@@ -66,18 +66,19 @@ class SERes2Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        first, *others = self.before(x).chunk(len(self.branches) + 1, 1)
+        first, *others = self.before(x).chunk(len(self.branches) + 1, 1)  # (batch, width, frames)
         outputs = [first]
         for i, (part, branch) in enumerate(zip(others, self.branches, strict=True)):
             outputs.append(branch(part + outputs[-1] if i else part))
-        y = self.after(torch.cat(outputs, 1))
+        y = self.after(torch.cat(outputs, 1))  # (batch, channels, frames)
         return x + y * self.gate(y.mean(2)).unsqueeze(2)
 
 
 class AttentiveStatistics(nn.Module):
-    """Mean and deviation over time, each frame weighed for each channel: `(batch, c, frames)` to `(batch, 2 c)`.
+    """Mean and standard deviation over time, weighted: `(batch, channels, frames)` to `(batch, 2 * channels)`.
 
-    Okabe et al., 2018; the weights see mean and deviation of the whole as well (Desplanques et al., 2020).
+    Each frame has a weight for each channel (Okabe et al., 2018). They depend on the frame and on the unweighted
+    statistics (Desplanques et al., 2020).
     """
 
     def __init__(self, channels: int, hidden: int = 128) -> None:
@@ -89,7 +90,7 @@ class AttentiveStatistics(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         even = torch.full_like(x[:, :1], 1 / x.shape[2])
         whole = self.statistics(x, even).unsqueeze(2).expand(-1, -1, x.shape[2])
-        weights = self.weigh(torch.cat([x, whole], 1)).softmax(2)
+        weights = self.weigh(torch.cat([x, whole], 1)).softmax(2)  # (batch, c, frames)
         return self.statistics(x, weights)
 
     @staticmethod
@@ -102,9 +103,9 @@ class AttentiveStatistics(nn.Module):
 class SpeakerNet(Embedder):
     """A small ECAPA-TDNN (Desplanques et al., 2020, arXiv:2005.07143) on log-mel features.
 
-    `(batch, time)` waves at 16 kHz, int16 or float, to embeddings `(batch, dim)`. Each mel channel is
-    freed of its mean over time, and with it of what microphone and level add. `masks` are the most hidden
-    frames and channels of SpecAugment while training. `embed` cuts utterances into windows of `frames`
+    `(batch, time)` waves at 16 kHz, int16 or float, to embeddings `(batch, dim)`. The mean over time is
+    subtracted from each mel channel, which removes level and microphone. `masks` are the largest numbers of
+    frames and channels that SpecAugment masks in training. `embed` cuts utterances into windows of `frames`
     frames; a shorter one is repeated until it fills a window.
     """
 
@@ -130,7 +131,7 @@ class SpeakerNet(Embedder):
         )
 
     def features(self, wave: Tensor) -> Tensor:
-        """What the network sees: `(batch, n_mels, frames)`, each channel with mean 0 over time."""
+        """Input of the network: `(batch, n_mels, frames)`, each channel with mean 0 over time."""
         features = self.front_end(as_float(wave))
         return features - features.mean(2, keepdim=True)
 
@@ -138,12 +139,13 @@ class SpeakerNet(Embedder):
         features = self.features(wave)
         if self.training and any(self.masks):
             features = spec_augment(features, None, *self.masks)
-        x = self.first(features)
-        outputs, total = [], x
-        for block in self.blocks:  # each block sees the sum of all before it
+        total = self.first(features)  # (batch, channels, frames)
+        outputs = []
+        for block in self.blocks:  # each block gets the sum of all outputs before it
             outputs.append(block(total))
             total = total + outputs[-1]
-        return self.head(self.pool(self.join(torch.cat(outputs, 1))))
+        x = self.join(torch.cat(outputs, 1))  # (batch, pooled, frames)
+        return self.head(self.pool(x))  # (batch, dim)
 
     def encode(self, segments: Tensor) -> Tensor:
         return F.normalize(self(segments).float(), dim=1)
@@ -153,7 +155,7 @@ class SpeakerNet(Embedder):
 
 
 def whole_windows(wave: Tensor, frames: int, rate: float, coverage: float) -> Tensor:
-    """Windows full of sound: a short wave is repeated, the last window ends where the wave does."""
+    """`(windows, samples)` without padding: a short wave is repeated, the last window ends where the wave does."""
     size = frames * HOP
     if len(wave) < size:
         wave = wave.repeat(math.ceil(size / len(wave)))[:size]
@@ -163,19 +165,19 @@ def whole_windows(wave: Tensor, frames: int, rate: float, coverage: float) -> Te
 
 
 class SpeakerClassifier(nn.Module):
-    """An encoder and one direction for each training speaker: `(batch, time)` to cosines `(batch, speakers)`."""
+    """An encoder and one weight vector a training speaker: `(batch, time)` to cosines `(batch, speakers)`."""
 
     def __init__(self, encoder: SpeakerNet, speakers: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.directions = nn.Parameter(torch.empty(speakers, encoder.dim))
-        nn.init.xavier_normal_(self.directions)
+        self.class_weights = nn.Parameter(torch.empty(speakers, encoder.dim))
+        nn.init.xavier_normal_(self.class_weights)
 
     def forward(self, wave: Tensor) -> Tensor:
         embedding = self.encoder(wave)
         with torch.autocast(wave.device.type, enabled=False):
             unit = F.normalize(embedding.float(), dim=1)
-            return unit @ F.normalize(self.directions, dim=1).T
+            return unit @ F.normalize(self.class_weights, dim=1).T
 
 
 def aam_softmax(
@@ -183,11 +185,11 @@ def aam_softmax(
 ) -> Tensor:
     """Additive angular margin loss (ArcFace, Deng et al., 2019, arXiv:1801.07698): a scalar.
 
-    `cosines` `(batch, speakers)` between embeddings and the speakers' directions. The angle to the own
-    speaker is made `margin` radians larger before the softmax, so the network must come nearer
-    than it would need to. Where angle + margin would pass 180 degrees, the cosine goes on falling in a line.
+    `cosines` `(batch, speakers)` are those between embeddings and class weights. `margin` (radians) is added to
+    the angle of the true speaker before the softmax, so embeddings of one speaker come closer together than
+    plain softmax needs. Where angle + margin exceeds 180 degrees, the cosine is continued as a falling line.
     """
-    own = cosines.gather(1, labels[:, None]).clamp(-1 + 1e-6, 1 - 1e-6)
+    own = cosines.gather(1, labels[:, None]).clamp(-1 + 1e-6, 1 - 1e-6)  # (batch, 1)
     sine = (1 - own.square()).sqrt()
     further = own * math.cos(margin) - sine * math.sin(margin)
     line = own - margin * math.sin(margin)
@@ -198,23 +200,19 @@ def aam_softmax(
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
-class Crops:
-    """Batches of random crops `(batch, crop)` with labels `(batch,)`, in the place of `data.Batches`.
+class RandomSegments:
+    """Batches of random segments `(batch, crop)` with speaker numbers `(batch,)`, in the place of `data.Batches`.
 
-    `samples` int16 `(all samples,)` lies on the device; utterance i is `samples[starts[i] : starts[i] +
-    lengths[i]]` and has the class `labels[i]`. An epoch is `batches` batches; what is in epoch e depends
-    on `seed` and `e` alone, so a run that was killed goes on with the batches that it would have had.
-    A class is drawn in proportion to its seconds raised to `power` (0: all classes alike, 1: as much as
-    there is), an utterance of it in proportion to its length. An utterance shorter than the crop goes
-    round. `augment(x, generator)` gets the int16 batch and returns floats.
+    Speakers are numbered in the order of their sorted names. An epoch has `batches` batches; epoch e depends
+    on `seed` and `e` alone, so a run that was killed continues with the batches that it would have had.
+    A speaker is drawn in proportion to its seconds raised to `power` (0: all speakers alike, 1: in proportion
+    to their speech), an utterance in proportion to its length. An utterance shorter than the crop is repeated
+    (circular padding). `augment(x, generator)` gets the int16 batch and returns floats.
     """
 
     def __init__(
         self,
-        samples: Tensor,
-        starts: Sequence[int] | np.ndarray,
-        lengths: Sequence[int] | np.ndarray,
-        labels: Sequence[int] | np.ndarray,
+        speech: PackedSpeech,
         *,
         crop: int,
         batch_size: int,
@@ -223,22 +221,18 @@ class Crops:
         power: float = 0.5,
         augment: Augment | None = None,
     ) -> None:
-        self.samples = samples
-        self.starts, self.lengths, self.labels = (
-            torch.as_tensor(np.asarray(x)).long() for x in (starts, lengths, labels)
-        )
-        if not len(self.starts) or not len(self.starts) == len(self.lengths) == len(self.labels):
-            raise ValueError(
-                f"{len(self.starts)} starts, {len(self.lengths)} lengths, {len(self.labels)} labels"
-            )
-        if int(self.lengths.min()) < 1:
+        if not len(speech.lengths) or speech.lengths.min() < 1:
             raise ValueError("an utterance has no samples")
+        names, labels = np.unique(speech.speakers, return_inverse=True)
+        self.samples, self.n_speakers = speech.samples, len(names)
+        self.starts, self.lengths, self.labels = (
+            torch.as_tensor(x).long() for x in (speech.starts, speech.lengths, labels)
+        )
         self.crop, self.batch_size, self.batches = crop, batch_size, batches
         self.seed, self.augment = seed, augment or (lambda x, g: as_float(x))
-        total = torch.zeros(int(self.labels.max()) + 1, dtype=torch.float64)
+        total = torch.zeros(len(names), dtype=torch.float64)
         total.index_add_(0, self.labels, self.lengths.double())
         self.weights = total[self.labels] ** (power - 1) * self.lengths
-        self._next_epoch = 0
 
     def __len__(self) -> int:
         return self.batches
@@ -246,27 +240,19 @@ class Crops:
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of epoch `number` (from 0), each `(x, y)`."""
         generator = torch.Generator().manual_seed(self.seed * 100_003 + number)
-        device = self.samples.device
+        device, size = self.samples.device, self.batch_size
         step = torch.arange(self.crop, device=device)
         for _ in range(self.batches):
-            drawn = torch.multinomial(
-                self.weights, self.batch_size, replacement=True, generator=generator
-            )
+            drawn = torch.multinomial(self.weights, size, replacement=True, generator=generator)
             length = self.lengths[drawn]
-            # a long utterance is cut inside; a short one begins anywhere and goes round
+            # a long utterance is cut inside; a short one starts anywhere and is repeated
             room = torch.where(length >= self.crop, length - self.crop + 1, length)
-            offset = (
-                torch.rand(self.batch_size, generator=generator, dtype=torch.float64) * room
-            ).long()
+            offset = (torch.rand(size, generator=generator, dtype=torch.float64) * room).long()
             start, length, offset = (
                 v.to(device)[:, None] for v in (self.starts[drawn], length, offset)
             )
-            x = self.samples[start + (offset + step) % length]
+            x = self.samples[start + (offset + step) % length]  # (batch, crop)
             yield self.augment(x, generator), self.labels[drawn].to(device)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        self._next_epoch += 1
-        return self.epoch(self._next_epoch - 1)
 
 
 # --- training -----------------------------------------------------------------------------------------
@@ -282,9 +268,10 @@ def voice_augmentation(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> Augment:
-    """Reverberation in a share `wet` of the crops, then noise in a share `noisy`: int16 to float `(batch, time)`.
+    """Reverberation in a fraction `wet` of the segments, then noise in a fraction `noisy`.
 
-    The rooms are made once and drawn from. `rt60` in s, `snr_db` in dB, both drawn evenly.
+    From int16 to float `(batch, time)`. The room responses are made once. `rt60` in s and `snr_db` in dB are drawn
+    from uniform distributions.
     """
     noise = join_noises(noises).to(device)
     g = torch.Generator().manual_seed(seed)
@@ -302,8 +289,7 @@ def voice_augmentation(
         snr = torch.rand(count, generator=generator).to(wave.device)
         snr = snr_db[0] + (snr_db[1] - snr_db[0]) * snr
         if len(noise) and noisy > 0 and chosen.any():
-            some = int(chosen.sum())
-            segments = noise_segments(noise, some, wave.shape[1], generator)
+            segments = noise_segments(noise, int(chosen.sum()), wave.shape[1], generator)
             wave[chosen] = add_noise(wave[chosen], segments, snr[chosen])
         return wave
 
@@ -321,7 +307,7 @@ def validation_eer(
 
 @dataclass(frozen=True)
 class SpeakerSettings:
-    """How a SpeakerNet is trained. `seconds` of a crop; `power` balances the speakers (see Crops)."""
+    """How a SpeakerNet is trained. `seconds` of a segment; `power` balances the speakers (see RandomSegments)."""
 
     optimizer: str = "AdamW"
     lr: float = 2e-3
@@ -336,43 +322,35 @@ class SpeakerSettings:
 
 
 def train_speaker_net(
-    samples: Tensor,
-    starts: Sequence[int] | np.ndarray,
-    lengths: Sequence[int] | np.ndarray,
-    speakers: Sequence[str],
+    speech: PackedSpeech,
     validate: Callable[[Embedder], Mapping[str, float]] | None,
     settings: SpeakerSettings,
     augment: Augment | None = None,
     *,
     encoder: SpeakerNet | None = None,
-    directions: Tensor | None = None,
+    class_weights: Tensor | None = None,
     seed: int = 0,
     run: Run | None = None,
     mixed: bool = True,
     **more: Any,
 ) -> tuple[SpeakerNet, History]:
-    """Train a SpeakerNet with AAM-softmax on crops of packed utterances: from random weights, or `encoder` on.
+    """Train a SpeakerNet with AAM-softmax on random segments, from random weights or from those of `encoder`.
 
-    An encoder that is trained on should be given `directions` `(speakers, dim)`, in the order of the sorted names,
-    such as `voice_directions` finds: random ones pull at weights that were good.
-
-    `samples` int16 `(all samples,)` on the device to train on; utterance i begins at `starts[i]`, has
-    `lengths[i]` samples and is by `speakers[i]`. `validate(encoder)` is asked after each epoch, e.g. with
-    `validation_eer`; `more` goes to `training.fit` (checkpoint, stop, bar, label). OneCycle schedule.
-    The same call after a kill goes on where it was. Seed the random numbers before (`seed_everything`).
+    The device is that of the speech; the schedule is OneCycle. With an `encoder`, also give `class_weights`
+    `(speakers, dim)` in the order of the sorted names, e.g. each speaker's mean embedding: with random ones the
+    first steps spoil good weights. `validate(encoder)` is called after each epoch, e.g. `validation_eer`;
+    `more` goes to `training.fit` (checkpoint, stop, bar, label). The same call after a kill continues the run.
+    Seed the random numbers first (`seed_everything`).
     """
-    names = sorted(set(speakers))
-    number = {name: i for i, name in enumerate(names)}
-    batches = Crops(
-        samples, starts, lengths, [number[s] for s in speakers],
-        crop=round(settings.seconds * SAMPLE_RATE), batch_size=settings.batch_size,
+    batches = RandomSegments(
+        speech, crop=round(settings.seconds * SAMPLE_RATE), batch_size=settings.batch_size,
         batches=settings.batches, seed=seed, power=settings.power, augment=augment,
     )  # fmt: skip
     encoder = encoder or SpeakerNet(settings.channels)
-    model = SpeakerClassifier(encoder, len(names)).to(samples.device)
-    if directions is not None:
+    model = SpeakerClassifier(encoder, batches.n_speakers).to(speech.samples.device)
+    if class_weights is not None:
         with torch.no_grad():
-            model.directions.copy_(directions)
+            model.class_weights.copy_(class_weights)
     history = fit_one_cycle(
         model, batches, settings.optimizer, settings.lr, settings.epochs, run=run,
         loss_fn=partial(aam_softmax, margin=settings.margin, scale=settings.scale),
@@ -382,35 +360,24 @@ def train_speaker_net(
 
 
 SPEEDS = (1.0, 0.9, 1.1)
-"""A voice played at another speed is another voice: three training speakers from each."""
+"""A voice played at another speed counts as another speaker (Yamamoto et al., 2019): pitch and formants move."""
 
 
-@dataclass(frozen=True)
-class Voices:
-    """Training utterances of many speakers, packed: see `train_speaker_net`."""
+def training_voices(
+    profile: str, corpus: SpeechCorpus, speeds: Sequence[float] = SPEEDS
+) -> PackedSpeech:
+    """The training speech: LibriSpeech's and Speech Commands' training splits, each at all `speeds`.
 
-    name: str
-    samples: Tensor
-    starts: np.ndarray
-    lengths: np.ndarray
-    speakers: list[str]
-
-
-def training_voices(profile: str, corpus: SpeechCorpus, speeds: Sequence[float] = SPEEDS) -> Voices:
-    """The speakers to train with: LibriSpeech's and Speech Commands' training parts, each at all `speeds`.
-
-    In quick the bundled sentences' and words' voices. A voice at another speed counts as another speaker
-    (Yamamoto et al., 2019): pitch and formants move together.
+    In quick the voices of the bundled sentences and words.
     """
     words = speech_commands(profile)
     spoken = words.train.sentences(words.classes)
     # the bundled words and sentences share voices
     held_out = {*corpus.validation.speakers, *corpus.test.speakers}
     spoken = spoken.take([s not in held_out for s in spoken.speakers])
-    parts = [corpus.train, spoken]
     waves, speakers = [], []
     for speed in speeds:
-        for part in parts:
+        for part in (corpus.train, spoken):
             for i, speaker in enumerate(part.speakers):
                 wave = torch.from_numpy(np.array(part.wave(i)))
                 if speed != 1:
@@ -419,34 +386,33 @@ def training_voices(profile: str, corpus: SpeechCorpus, speeds: Sequence[float] 
                 waves.append(wave)
                 speakers.append(f"{speaker} x{speed}")
     lengths = np.array([len(w) for w in waves])
-    return Voices(
-        f"{corpus.name}+{words.name}", torch.cat(waves), lengths.cumsum() - lengths, lengths, speakers
-    )  # fmt: skip
+    starts = lengths.cumsum() - lengths
+    return PackedSpeech(torch.cat(waves), starts, lengths, speakers, f"{corpus.name}+{words.name}")
 
 
-def few_of_each(
-    part: Utterances, most: int, seconds: float = 4.0
+def waves_per_speaker(
+    part: Utterances, n: int, seconds: float = 4.0
 ) -> tuple[list[Tensor], list[str]]:
-    """The first `most` utterances of each speaker, cut to `seconds`: waves and speakers, to validate with."""
-    chosen = part.first_n_per_speaker(most)
+    """The first `n` utterances of each speaker, cut to `seconds`, and their speakers: to validate with."""
+    chosen = part.first_n_per_speaker(n)
     waves = [part.sound(i)[: round(seconds * SAMPLE_RATE)] for i in chosen]
     return waves, [part.speakers[i] for i in chosen]
 
 
-def own_weights(profile: str, seed: int) -> str:
-    """The file's name: `speaker_net_0.safetensors`, of the full profile `speaker_net_full_0.safetensors`."""
+def weights_name(profile: str, seed: int) -> str:
+    """File name of the weights: `speaker_net_0.safetensors`, in full `speaker_net_full_0.safetensors`."""
     return f"speaker_net_{'full_' * (profile == 'full')}{seed}.safetensors"
 
 
-def load_own(
+def load_speaker_net(
     seed: int = 0, device: torch.device | str = "cpu", profile: str = "study"
 ) -> SpeakerNet:
-    """The encoder of Day 13 that this repository ships, on `device` in evaluation mode: for every profile.
+    """Day 13's shipped encoder on `device`, in evaluation mode.
 
-    That of the study profile, trained on a CPU; with `profile` full the one trained on a GPU. Raises
-    FileNotFoundError with the command that makes it.
+    `profile` says by which profile it was trained: study on a CPU, full on a GPU. Raises FileNotFoundError
+    with the command that trains it.
     """
-    path = days.get(13).folder / "checkpoints" / own_weights(profile, seed)
+    path = days.get(13).folder / "checkpoints" / weights_name(profile, seed)
     if not path.is_file():
         raise FileNotFoundError(
             f"Day 13's {path.name} is not here: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -275,9 +275,27 @@ class Utterances:
         waves = [self.wave(i) for i in range(len(self))]
         return torch.from_numpy(np.concatenate([*waves, np.zeros(0, np.int16)]))
 
-    def packed(self, device: torch.device) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-        """`joined` on a device, and where each utterance begins in it and how long it is (samples)."""
-        return (self.joined().to(device), self.lengths.cumsum() - self.lengths, self.lengths)
+    def packed(self, device: torch.device | str = "cpu", name: str = "") -> PackedSpeech:
+        """These utterances alone, on a device."""
+        starts = self.lengths.cumsum() - self.lengths
+        return PackedSpeech(self.joined().to(device), starts, self.lengths, self.speakers, name)
+
+
+@dataclass(frozen=True)
+class PackedSpeech:
+    """Utterances to train on: int16 `samples` `(all samples,)` on one device; `name` is for tables.
+
+    Utterance i is `samples[starts[i] : starts[i] + lengths[i]]`, by `speakers[i]`.
+    """
+
+    samples: torch.Tensor
+    starts: np.ndarray
+    lengths: np.ndarray
+    speakers: list[str]
+    name: str = ""
+
+    def to(self, device: torch.device) -> PackedSpeech:
+        return replace(self, samples=self.samples.to(device))
 
 
 @dataclass
