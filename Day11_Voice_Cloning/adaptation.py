@@ -22,7 +22,7 @@ from utils.models.tacotron2 import SynthesisOutput, Tacotron2, length_mask
 from utils.models.tts_mel import SynthesisMel
 
 from . import durations
-from .fastspeech_training import FastSpeechBatch, fastspeech_losses
+from .fastspeech_loss import FastSpeechBatch, fastspeech_losses
 
 PITCH = 60, 400
 """Between which frequencies (Hz) a stranger's pitch is looked for."""

@@ -21,7 +21,7 @@ from utils.models.tacotron2 import Tacotron2, length_mask, speech_steps
 from utils.models.tts import TTSDataset, repeatable
 from utils.models.tts_mel import MelSettings, trim_silence
 
-from .fastspeech_training import FastSpeechBatch
+from .fastspeech_loss import FastSpeechBatch
 
 PITCH = math.log(160.0), 0.2
 """Middle and spread of log pitch (Hz), fixed so that every set of speakers has the same scale."""

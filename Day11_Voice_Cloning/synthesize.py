@@ -37,7 +37,6 @@ from utils.sources.catalogue import SPLITS
 from utils.speech import corpora
 from utils.speech.pack import to_int16
 
-from . import networks as day11_networks
 from . import train
 from .adaptation import ADAPTING, Adapting, Learned, learn
 from .evaluate import check_reference
@@ -238,7 +237,7 @@ def networks(profile: str, device: torch.device | str = "cpu") -> Networks:
             raise FileNotFoundError(
                 f"{path.name} is not here: python -m Day11_Voice_Cloning.train {part} --profile {profile}"
             )
-        loaded[part], cards[part] = day11_networks.load_network(path, device)
+        loaded[part], cards[part] = train.load_network(path, device)
     mel = SynthesisMel(LIBRISPEECH).to(device)
     glow = loaded.pop("vocoder")
     guess = partial(mel.griffin_lim, iterations=GRIFFIN_LIM[profile])

@@ -1,19 +1,20 @@
-"""The networks that Day 11 ships, and their training: synthesizers of one voice and of many, and a vocoder.
+"""The networks that Day 11 ships and their training: synthesizers of one voice and of many, and a vocoder.
 
-Each training is a command of its own, `python -m Day11_Voice_Cloning.train NAME`, may be stopped at any
-moment, and leaves weights with a card, a row, and the alignments that it saw on its way. All sound is at 16 kHz,
-as LibriSpeech is recorded and as Real-Time Voice Cloning does it: one vocoder serves all voices, and the
-synthesizer of many voices goes on from the weights of the first; the parallel one learns from the attention of
-the first how long a letter lasts.
+Each part is one command, `python -m Day11_Voice_Cloning.train NAME`, which can be stopped at any moment
+and continues when it is repeated. It writes weights, their card, a row of the table and alignments.
+All sound is at 16 kHz, the rate of LibriSpeech and of Real-Time Voice Cloning, so one vocoder serves all voices.
+The synthesizer of many voices is fine-tuned from that of one voice; the parallel one learns from the attention
+of the latter how long each letter lasts.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,30 +26,30 @@ from torch import nn
 from utils import days
 from utils.device import pick_device, seed_everything
 from utils.features import SAMPLE_RATE
-from utils.logger import Run, RunLogger
+from utils.logger import RunLogger
 from utils.models import tts
 from utils.models.fastspeech import FastSpeech, FastSpeechConfig
-from utils.models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss, TextBatch
-from utils.models.tts import (
-    AlignmentMonitor,
-    LengthBatches,
-    Segments,
-    TTSDataset,
-    make_dataset,
-    waves_at,
-)
+from utils.models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss
+from utils.models.tts import AlignmentMonitor, LengthBatches, Segments, TTSDataset
 from utils.models.tts_mel import LIBRISPEECH, SynthesisMel
 from utils.speech import corpora
 from utils.speech.corpora import Utterances
-from utils.training import History, count_parameters, load_weights, training_card, training_command
+from utils.training import (
+    History,
+    count_parameters,
+    load_weights,
+    save_weights,
+    training_card,
+    training_command,
+)  # fmt: skip
 
-from . import durations, networks
-from .fastspeech_training import FastSpeechBatch, FastSpeechLoss, measure_liveliness
+from . import durations
+from .fastspeech_loss import FastSpeechBatch, FastSpeechLoss, measure_liveliness
 from .waveglow import WaveGlow, WaveGlowConfig, WaveGlowLoss
 
 PARTS = ("kathleen", "voices", "vocoder", "parallel")
-"""The trainings, in the order in which one needs the other: `voices` goes on from `kathleen`, `parallel` times its
-letters by it."""
+"""The networks in the order of training: `voices` is fine-tuned from `kathleen`, whose attention also gives the
+durations for `parallel`."""
 
 COLUMNS = (
     "model", "task", "text", "speaker", "vocoder", "steps", "batch_size", "lr", "r", "guided", "n_params",
@@ -56,16 +57,15 @@ COLUMNS = (
     "audio_sample", "similarity", "identification", "wer", "mcd", "audio_quality",
     "quality_metric", "real_time_factor",
 )  # fmt: skip
-"""Day 11's own columns; `wer` is the error rate of a recogniser that had no part in it."""
+"""Day 11's own columns; `wer` is measured with an independent recogniser."""
 
 
 @dataclass(frozen=True)
 class Synthesis:
-    """How a synthesizer is trained: `steps` batches by one cycle up to `lr`, validated each `every` steps.
+    """Training of a Tacotron 2: `steps` batches in one cycle up to the learning rate `lr`, validated each `every`.
 
-    `longest` (s) leaves longer sentences out; a voice is the mean d-vector of up to `most` utterances (0: each
-    utterance has its own); `guided` weighs the guided-attention loss; of the steps the share `own` hears the
-    network's own frames, the share `drop` a mean frame (see `TacotronLoss`).
+    Sentences of more than `longest` seconds are left out; a voice is the mean d-vector of up to `most` utterances
+    (0: each utterance has its own). For `guided`, `own` and `drop` see `TacotronLoss`.
     """
 
     steps: int = 6000
@@ -81,7 +81,7 @@ class Synthesis:
 
 @dataclass(frozen=True)
 class Vocoding:
-    """How the vocoder is trained: stretches of `frames` frames, `batch_size` of them a step."""
+    """Training of the vocoder on `batch_size` segments of `frames` frames a step."""
 
     steps: int = 6000
     batch_size: int = 8
@@ -92,11 +92,7 @@ class Vocoding:
 
 @dataclass(frozen=True)
 class Parallel:
-    """How the parallel synthesizer is trained: `steps` batches by one cycle up to `lr`, validated each `every`.
-
-    `longest` (s) leaves longer sentences out; the voice is the mean d-vector of up to `most` utterances; its pitch
-    is looked for between `lowest` and `highest` Hz.
-    """
+    """Training of the parallel synthesizer, as in `Synthesis`; `lowest` and `highest` limit the pitch (Hz)."""
 
     steps: int = 2600
     batch_size: int = 16
@@ -115,7 +111,7 @@ SYNTHESIS = {
 }
 
 MORE = {"quick": 12, "study": 1000, "full": 900}
-"""Steps of `voices`, which goes on from what `kathleen` learned, by profile."""
+"""Steps of the fine-tuning of `voices`, by profile."""
 
 VOCODING = {
     "quick": Vocoding(steps=10, batch_size=2, frames=16, every=5),
@@ -146,13 +142,13 @@ GLOWS: dict[str, WaveGlowConfig] = {
     "study": WaveGlowConfig(channels=64, layers=5),
     "full": WaveGlowConfig(),
 }
-"""Sizes by profile: study is for a CPU core over hours, full for minutes of one GPU. Dropout is a tenth or a
-fifth, not the paper's half: on a core the networks of this day learn too little of their hour of speech; on a GPU
-they know it by heart after half the steps, and the best weights on validation are kept."""
+"""Sizes by profile: study takes hours of a CPU core, full takes minutes of a GPU. Dropout is a tenth or a fifth
+instead of the paper's half: on a CPU the networks underfit their hour of speech; on a GPU they overfit it after
+half the steps, and the best weights on validation are kept."""
 
 
 def weights_path(part: str, profile: str = "study") -> Path:
-    """Where a part's weights are: `waveglow` or `synthesizer_` and the part, `.safetensors`."""
+    """The file of a part's weights: `waveglow.safetensors` or `synthesizer_` and the part."""
     if part not in PARTS:
         raise ValueError(f"part {part!r}: write one of {', '.join(PARTS)}")
     name = "waveglow" if part == "vocoder" else f"synthesizer_{part}"
@@ -160,7 +156,7 @@ def weights_path(part: str, profile: str = "study") -> Path:
 
 
 def synthesis(part: str, profile: str) -> Synthesis:
-    """How the synthesizer `part` is trained in a profile; `voices` gives each utterance its own d-vector."""
+    """The settings of the synthesizer `part` in a profile; in `voices` each utterance has its own d-vector."""
     settings = SYNTHESIS[profile]
     if part == "kathleen":
         return settings
@@ -169,16 +165,16 @@ def synthesis(part: str, profile: str) -> Synthesis:
 
 def timed_utterances(
     parts: Sequence[Utterances], mel: SynthesisMel, settings: Parallel, teacher: Tacotron2
-) -> durations.TimedUtterances:  # fmt: skip
-    """`utterances` whose letters are timed by the teacher-forced attention of `teacher` (see `timing.timed`)."""
-    waves = [w for part in parts for w in waves_at(part, mel.settings.sample_rate)]
-    sentences = make_dataset(parts, mel, settings.longest, settings.most, waves)
+) -> durations.TimedUtterances:
+    """A data set with the durations of its letters, from the attention of `teacher` (see `durations.timed`)."""
+    waves = [w for part in parts for w in tts.waves_at(part, mel.settings.sample_rate)]
+    sentences = tts.make_dataset(parts, mel, settings.longest, settings.most, waves)
     between = settings.lowest, settings.highest
     return durations.timed(sentences, waves, teacher, mel.settings, between)
 
 
 def sets_of(part: str, profile: str) -> tuple[str, list[Utterances], Utterances]:
-    """What a part is trained on: name, training parts, and the one to validate on."""
+    """The data of a part: name, training sets and validation set."""
     one = corpora.kathleen(profile)
     if part != "voices":
         return one.name, [one.train], one.validation
@@ -186,35 +182,73 @@ def sets_of(part: str, profile: str) -> tuple[str, list[Utterances], Utterances]
     return f"{many.name}+{one.name}", [many.train, one.train], many.validation
 
 
-# --- training -----------------------------------------------------------------------------------------
+# --- weights ------------------------------------------------------------------------------------------
+
+Network = Tacotron2 | WaveGlow | FastSpeech
+
+NETWORKS = {
+    "Tacotron2": (Tacotron2, TacotronConfig),
+    "WaveGlow": (WaveGlow, WaveGlowConfig),
+    "FastSpeech": (FastSpeech, FastSpeechConfig),
+    "ParallelSynthesizer": (FastSpeech, FastSpeechConfig),  # its name in the shipped card
+}
 
 
-def train_own(part: str, profile: str, path: Path, seed: int = 0) -> History:
-    """Train one part and write its weights in float16 with their card; returns the history.
+def save_network(path: Path, model: Network, **card: Any) -> int:
+    """Write a synthesizer or vocoder as float16 safetensors; its config goes into the card. Returns the bytes."""
+    known = {"network": type(model).__name__, "config": asdict(model.config)}
+    return save_weights(path, model, known | card, half=True)
 
-    Raises ValueError for another part, FileNotFoundError when `voices` or `parallel` have no weights of
-    `kathleen` to begin from.
+
+def load_network(path: Path, device: torch.device | str = "cpu") -> tuple[Network, dict[str, Any]]:
+    """A network that `save_network` wrote, in float32 and evaluation mode, and its card.
+
+    Raises FileNotFoundError where weights or card are missing.
     """
-    weights_path(part)  # is it a part?
-    own = {"vocoder": _train_vocoder, "parallel": _train_parallel}
-    return own.get(part, _train_synthesizer)(part, profile, path, seed)
+    for file in (path, path.with_suffix(".json")):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file.name} is not in {file.parent.name}: it comes with the repository, or run the "
+                "notebook that trains it."
+            )
+    card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    network, config = NETWORKS[card["network"]]
+    model = network(config(**card["config"]))
+    load_weights(path, model)
+    return model.to(device).eval(), card
+
+
+# --- setting up ---------------------------------------------------------------------------------------
 
 
 @dataclass
-class Begun:
-    """A synthesizer before its first step: the model in its loss, its batches, what it is validated on."""
+class TrainingSetup:
+    """A network before its first step: settings, the module that returns its loss, batches, validation, and what
+    its row (`chosen`) and its card (`about`) say of it."""
 
-    loss: TacotronLoss
-    batches: LengthBatches
-    held_out: TextBatch
-    data: TTSDataset
-    name: str
-    before: str
+    settings: Synthesis | Vocoding | Parallel
+    loss: TacotronLoss | FastSpeechLoss | WaveGlowLoss
+    batches: LengthBatches | Segments
+    validate: Callable[[nn.Module], dict[str, float]]
+    chosen: dict[str, Any]
+    about: dict[str, Any]
 
-    @property
-    def graph(self) -> bool:
-        """Whether the step is captured (CUDA)."""
-        return self.held_out.text.device.type == "cuda"
+    def train(self, **how: Any) -> History:
+        """`tts.train` with these settings; a Tacotron's step is captured on CUDA. `how` goes to it too."""
+        s, device = self.settings, next(self.loss.parameters()).device
+        graph = device.type == "cuda" and isinstance(self.loss, TacotronLoss)
+        epochs = s.steps // s.every
+        return tts.train(self.loss, self.batches, epochs=epochs, lr=s.lr, graph=graph, **how)
+
+
+def setup(part: str, profile: str, seed: int = 0) -> TrainingSetup:
+    """Data, weights and batches for the training of a part; `voices` and `parallel` need those of `kathleen`.
+
+    Raises ValueError for an unknown part, FileNotFoundError where the weights of `kathleen` are missing.
+    """
+    weights_path(part)
+    own = {"vocoder": _setup_vocoder, "parallel": _setup_parallel}
+    return own.get(part, _setup_synthesizer)(part, profile, seed)
 
 
 def _first_weights(profile: str) -> Path:
@@ -226,148 +260,68 @@ def _first_weights(profile: str) -> Path:
     return first
 
 
-def begin(part: str, profile: str, seed: int = 0) -> Begun:
-    """Data, weights and batches of a synthesizer's training; `voices` goes on from the weights of `kathleen`."""
-    settings, config = synthesis(part, profile), SIZES[profile]
-    device = pick_device()
+def _batches(
+    data: TTSDataset, settings: Synthesis | Parallel, r: int, seed: int, buckets: int
+) -> LengthBatches:
+    if len(data) < 8 * settings.batch_size:
+        buckets = 1
+    size = min(settings.batch_size, len(data))
+    return LengthBatches(data, size, r, seed=seed, steps=settings.every, buckets=buckets)
+
+
+def _about(what: str, name: str, data: TTSDataset, begun_from: str) -> dict[str, Any]:
+    """What the card of a synthesizer says of its data."""
+    hours = int(data.mel_lengths.sum()) / LIBRISPEECH.frames_per_second / 3600
+    about = {"data": name, "sentences": len(data), "hours": round(hours, 2)}
+    return {"what": f"{what} conditioned on d-vectors", **about, "begun_from": begun_from}
+
+
+def _setup_synthesizer(part: str, profile: str, seed: int) -> TrainingSetup:
+    settings, config, device = synthesis(part, profile), SIZES[profile], pick_device()
     name, training, held_out = sets_of(part, profile)
     mel = SynthesisMel(LIBRISPEECH).to(device)
-    data = make_dataset(training, mel, settings.longest, settings.most)
-    seen = make_dataset([held_out], mel, settings.longest, settings.most)
+    data = tts.make_dataset(training, mel, settings.longest, settings.most)
+    seen = tts.make_dataset([held_out], mel, settings.longest, settings.most)
     seen = seen.batch(range(min(16, len(seen))), config.r)
     seed_everything(seed)
-    model, before = Tacotron2(config), ""
+    model, begun_from = Tacotron2(config), "random weights"
     if part == "voices":
         first = _first_weights(profile)
         load_weights(first, model)
-        before = first.stem
-    how = {k: getattr(settings, k) for k in ("guided", "own", "drop")}
-    loss = TacotronLoss(model, **how).to(device)
-    whole = device.type == "cuda" or len(data) < 8 * settings.batch_size
-    batches = LengthBatches(
-        data, min(settings.batch_size, len(data)), config.r, seed=seed, steps=settings.every,
-        buckets=1 if whole else 4,
-    )  # fmt: skip
-    return Begun(loss, batches, seen, data, name, before)
+        begun_from = first.stem
+    terms = {k: getattr(settings, k) for k in ("guided", "own", "drop")}
+    loss = TacotronLoss(model, **terms).to(device)
+    batches = _batches(data, settings, config.r, seed, 1 if device.type == "cuda" else 4)
+    chosen = {"task": "synthesis", "r": config.r, "guided": settings.guided}
+    about = _about("synthesizer", name, data, begun_from)
+    return TrainingSetup(settings, loss, batches, AlignmentMonitor(seen), chosen, about)
 
 
-def check_card(part: str, profile: str, epochs: int = 1, seed: int = 0) -> History:
-    """The first epochs of a synthesizer's training again, nothing written: are they those of its card?"""
-    settings, begun = synthesis(part, profile), begin(part, profile, seed)
-    return tts.train(
-        begun.loss, begun.batches, epochs=settings.steps // settings.every, lr=settings.lr,
-        graph=begun.graph, stop=lambda epoch: epoch["epoch"] >= epochs,
-    )  # fmt: skip
-
-
-def _train_synthesizer(part: str, profile: str, path: Path, seed: int) -> History:
-    settings, config = synthesis(part, profile), SIZES[profile]
-    begun = begin(part, profile, seed)
-    loss, data = begun.loss, begun.data
-    model = loss.model
-    log = RunLogger(11, profile, begun.name, begun.held_out.text.device, COLUMNS)
-    chosen = {k: getattr(settings, k) for k in ("steps", "batch_size", "lr", "guided")}
-    with log.run(
-        role="sweep", seed=seed, model=path.stem, task="synthesis", r=config.r, **chosen
-    ) as run:
-        watched = _watched(log, run)
-        best = Best(AlignmentMonitor(begun.held_out, run, watched), watched / "best.pt")
-        history = tts.train(
-            loss, begun.batches, epochs=settings.steps // settings.every, lr=settings.lr,
-            graph=begun.graph, validate=best, run=run,
-        )  # fmt: skip
-        end, kept = _keep_best(best, loss, history, settings.every, run)
-        judged = ("diagonality", "free_diagonality", "free_stopped")
-        run.log_metrics(**{k: end[f"val_{k}"] for k in judged})
-    card = training_card(
-        log, history, settings, seed, n_params=count_parameters(model),
-        what="synthesizer conditioned on d-vectors", data=begun.name, sentences=len(data), kept_step=kept,
-        hours=_hours(data), begun_from=begun.before or "random weights",
-    )  # fmt: skip
-    networks.save_network(path, model, **card)
-    keep_watched(
-        path.with_name(f"{path.stem}_alignments.npz"),
-        AlignmentMonitor.load(watched),
-        settings.every,
-    )
-    return history
-
-
-def _watched(log: RunLogger, run: Run) -> Path:
-    """Where a training keeps what its validations saw; emptied when it is a new one, not one that goes on."""
-    folder = days.runs(log.profile, log.day.name, "watched", run.id)
-    if not run.checkpoint.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-    return folder
-
-
-def _keep_best(
-    best: Best, loss: torch.nn.Module, history: History, every: int, run: Run
-) -> tuple[dict[str, float], int]:
-    """The weights of the lowest loss on validation, into `loss` and the run's row: their epoch and step."""
-    best.restore(loss)
-    end = min(history.epochs, key=lambda e: e["val_loss"])
-    kept = end["epoch"] * every
-    run.note = f"weights of step {kept}, the lowest loss on validation"
-    run.log_metrics(final_loss=end["train_loss"], grad_norm=end["grad_norm"])
-    run.log_metrics(val_loss=end["val_loss"], val_mel=end["val_mel"])
-    run.log_metrics(n_params=count_parameters(loss))
-    return end, kept
-
-
-def _hours(data: TTSDataset) -> float:
-    seconds = int(data.mel_lengths.sum()) / LIBRISPEECH.frames_per_second
-    return round(seconds / 3600, 2)
-
-
-def keep_watched(path: Path, seen: Sequence[tts.Validation], every: int) -> None:
-    """The alignments of a training's validations in one small file: `steps`, `forced_0`, `free_0`, ..."""
-    arrays: dict[str, Any] = {"steps": [every * (i + 1) for i in range(len(seen))]}
-    for i, one in enumerate(seen):
-        arrays[f"forced_{i}"] = one.alignment.astype(np.float16)
-        arrays[f"free_{i}"] = one.free_alignment.astype(np.float16)
-    np.savez_compressed(path, **arrays)
-
-
-def _train_vocoder(part: str, profile: str, path: Path, seed: int) -> History:
+def _setup_vocoder(part: str, profile: str, seed: int) -> TrainingSetup:
     settings, config, device = VOCODING[profile], GLOWS[profile], pick_device()
     name, training, held_out = sets_of(part, profile)
     mel = SynthesisMel(LIBRISPEECH).to(device)
-    sizes = {"batch_size": settings.batch_size, "frames": settings.frames, "seed": seed}
-    sounds = [w for s in training for w in waves_at(s)]
-    batches = Segments(sounds, mel, steps=settings.every, **sizes)
-    seen = Segments(waves_at(held_out), mel, **(sizes | {"seed": 1}), steps=8)
+    segments = partial(Segments, mel=mel, batch_size=settings.batch_size, frames=settings.frames)
+    sounds = [w for s in training for w in tts.waves_at(s)]
+    batches = segments(sounds, steps=settings.every, seed=seed)
+    seen = segments(tts.waves_at(held_out), steps=8, seed=1)
     seed_everything(seed)
     loss = WaveGlowLoss(WaveGlow(config)).to(device)
 
     @torch.no_grad()
-    def validate(module: torch.nn.Module) -> dict[str, float]:
+    def validate(module: nn.Module) -> dict[str, float]:
         values = [module(batch).item() for batch, _ in seen.epoch(0)]
         return {"loss": sum(values) / len(values)}
 
-    log = RunLogger(11, profile, name, device, COLUMNS)
-    chosen = {k: getattr(settings, k) for k in ("steps", "batch_size", "lr")}
-    with log.run(role="sweep", seed=seed, model=path.stem, task="vocoding", **chosen) as run:
-        history = tts.train(
-            loss, batches, epochs=settings.steps // settings.every, lr=settings.lr,
-            validate=validate, run=run,
-        )  # fmt: skip
-        end = history.epochs[-1]
-        run.log_metrics(final_loss=end["train_loss"], grad_norm=end["grad_norm"])
-        run.log_metrics(val_loss=end["val_loss"], n_params=count_parameters(loss))
-    hours = sum(map(len, sounds)) / SAMPLE_RATE / 3600
-    card = training_card(
-        log, history, settings, seed, n_params=count_parameters(loss),
-        what="vocoder from mel spectrograms at 16 kHz", data=name, hours=round(hours, 2),
-    )  # fmt: skip
-    networks.save_network(path, loss.model, **card)
-    return history
+    hours = round(sum(map(len, sounds)) / SAMPLE_RATE / 3600, 2)
+    about = {"what": "vocoder from mel spectrograms at 16 kHz", "data": name, "hours": hours}
+    return TrainingSetup(settings, loss, batches, validate, {"task": "vocoding"}, about)
 
 
 @torch.no_grad()
 def validate_parallel(loss: FastSpeechLoss, batch: FastSpeechBatch) -> dict[str, float]:
-    """The loss and its parts on held-out sentences whose durations and prosody are told, and `free_length`: the
-    length that it gives them by itself as a share of the true one (mean)."""
+    """The loss and its terms on held-out sentences with true durations and prosody, and `free_length`: the mean
+    length with predicted durations as a fraction of the true one."""
     with tts.evaluating(loss):
         parts = loss.parts(batch)
         free = loss.model.generate(*batch[:3])
@@ -375,48 +329,83 @@ def validate_parallel(loss: FastSpeechLoss, batch: FastSpeechBatch) -> dict[str,
     return numbers | {"free_length": (free.lengths / batch.mel_lengths).mean().item()}
 
 
-def _train_parallel(part: str, profile: str, path: Path, seed: int) -> History:
+def _setup_parallel(part: str, profile: str, seed: int) -> TrainingSetup:
     settings, device = PARALLEL[profile], pick_device()
     name, training, held_out = sets_of(part, profile)
     first = _first_weights(profile)
-    teacher, _ = networks.load_network(first, device)
+    teacher, _ = load_network(first, device)
     mel = SynthesisMel(LIBRISPEECH).to(device)
     data = timed_utterances(training, mel, settings, teacher)
     seen = timed_utterances([held_out], mel, settings, teacher)
     seen = seen.batch(range(len(seen)))
     seed_everything(seed)
     model = FastSpeech(PARALLEL_SIZES[profile])
-    for shared in ("encoder", "speaker"):  # letters are read as the teacher reads them
+    for shared in ("encoder", "speaker"):  # initialised from the teacher
         getattr(model, shared).load_state_dict(getattr(teacher, shared).state_dict())
     loss = FastSpeechLoss(model).to(device)
-    batches = LengthBatches(
-        data, min(settings.batch_size, len(data)), 1, seed=seed, steps=settings.every,
-        buckets=1 if len(data) < 8 * settings.batch_size else 8,
-    )  # fmt: skip
-    log = RunLogger(11, profile, name, device, COLUMNS)
-    chosen = {k: getattr(settings, k) for k in ("steps", "batch_size", "lr")}
-    with log.run(role="sweep", seed=seed, model=path.stem, task="synthesis", **chosen) as run:
-        watch = partial(validate_parallel, batch=seen)
-        best = Best(watch, _watched(log, run) / "best.pt")
-        history = tts.train(
-            loss, batches, epochs=settings.steps // settings.every, lr=settings.lr,
-            validate=best, run=run,
-        )  # fmt: skip
-        _, kept = _keep_best(best, loss, history, settings.every, run)
-    measure_liveliness(model.eval(), seen)
-    card = training_card(
-        log, history, settings, seed, n_params=count_parameters(model),
-        what="parallel synthesizer conditioned on d-vectors", data=name, sentences=len(data),
-        kept_step=kept, hours=_hours(data), begun_from=f"{first.stem}: encoder, voice, durations",
-    )  # fmt: skip
-    networks.save_network(path, model, **card)
+    batches = _batches(data, settings, 1, seed, 8)
+    validate = partial(validate_parallel, batch=seen)
+    about = _about("parallel synthesizer", name, data, f"{first.stem}: encoder, voice, durations")
+    return TrainingSetup(settings, loss, batches, validate, {"task": "synthesis"}, about)
+
+
+# --- training -----------------------------------------------------------------------------------------
+
+
+def train_own(part: str, profile: str, path: Path, seed: int = 0) -> History:
+    """Train one part and write the weights with the lowest validation loss, in float16, with their card.
+
+    Returns the history. Raises what `setup` raises.
+    """
+    prepared = setup(part, profile, seed)
+    settings, loss, monitor = prepared.settings, prepared.loss, prepared.validate
+    device = next(loss.parameters()).device
+    log = RunLogger(11, profile, prepared.about["data"], device, COLUMNS)
+    chosen = {k: getattr(settings, k) for k in ("steps", "batch_size", "lr")} | prepared.chosen
+    with log.run(role="sweep", seed=seed, model=path.stem, **chosen) as run:
+        folder = days.runs(profile, log.day.name, "watched", run.id)
+        if not run.checkpoint.exists():  # a new training, not one that continues
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(monitor, AlignmentMonitor):
+            monitor.run, monitor.folder = run, folder
+        best = Best(monitor, folder / "best.pt")
+        history = prepared.train(validate=best, run=run)
+        best.restore(loss)
+        end = min(history.epochs, key=lambda e: e["val_loss"])
+        kept = end["epoch"] * settings.every
+        run.note = f"weights of step {kept}, the lowest loss on validation"
+        run.log_metrics(final_loss=end["train_loss"], n_params=count_parameters(loss))
+        run.log_metrics(**{k: end[k] for k in ("grad_norm", "val_loss", "val_mel") if k in end})
+        judged = ("diagonality", "free_diagonality", "free_stopped")
+        run.log_metrics(**{k: end[f"val_{k}"] for k in judged if f"val_{k}" in end})
+    if isinstance(loss, FastSpeechLoss):
+        measure_liveliness(loss.model.eval(), monitor.keywords["batch"])
+    about = prepared.about | {"n_params": count_parameters(loss), "kept_step": kept}
+    save_network(path, loss.model, **training_card(log, history, settings, seed, **about))
+    if isinstance(monitor, AlignmentMonitor):
+        seen = AlignmentMonitor.load(folder)
+        keep_watched(path.with_name(f"{path.stem}_alignments.npz"), seen, settings.every)
     return history
 
 
-class Best:
-    """Asks `watch` at each validation and keeps the weights of the lowest loss in the file `path`.
+def check_card(part: str, profile: str, epochs: int = 1, seed: int = 0) -> History:
+    """Repeat the first epochs of a training without writing anything, to compare them with its card."""
+    return setup(part, profile, seed).train(stop=lambda epoch: epoch["epoch"] >= epochs)
 
-    So a training that learns by heart leaves what it was before; the file stays when the training is killed.
+
+def keep_watched(path: Path, seen: Sequence[tts.Validation], every: int) -> None:
+    """Write the alignments of all validations to one small file: `steps`, `forced_0`, `free_0`, ..."""
+    arrays: dict[str, Any] = {"steps": [every * (i + 1) for i in range(len(seen))]}
+    for i, one in enumerate(seen):
+        arrays[f"forced_{i}"] = one.alignment.astype(np.float16)
+        arrays[f"free_{i}"] = one.free_alignment.astype(np.float16)
+    np.savez_compressed(path, **arrays)
+
+
+class Best:
+    """Calls `watch` at each validation and keeps the weights with the lowest loss in the file `path`.
+
+    So an overfitted run still leaves its best checkpoint; the file stays when the training is killed.
     """
 
     def __init__(self, watch: Callable[[nn.Module], dict[str, float]], path: Path) -> None:
@@ -432,16 +421,10 @@ class Best:
         return numbers
 
     def restore(self, module: nn.Module) -> None:
-        """Load the weights that were kept."""
+        """Load the best weights."""
         module.load_state_dict(torch.load(self.path)["weights"])
 
 
 if __name__ == "__main__":
-    jobs = {
-        part: (
-            lambda profile, seed, part=part: weights_path(part, profile),
-            partial(train_own, part),
-        )
-        for part in PARTS
-    }
-    sys.exit(training_command(jobs))
+    where = {part: lambda profile, seed, part=part: weights_path(part, profile) for part in PARTS}
+    sys.exit(training_command({k: (path, partial(train_own, k)) for k, path in where.items()}))

@@ -41,7 +41,7 @@ def checkpoints(day: int) -> list[Path]:
 def answers() -> dict[str, Tensor]:
     """What each shipped network gives for fixed inputs, by day and name."""
     from Day09_Wav2Vec2.pretrain import load_pretraining
-    from Day11_Voice_Cloning.networks import load_network
+    from Day11_Voice_Cloning.train import load_network
     from Day14_Enhancement.enhancer import Enhancer
     from utils.models.ecapa_tdnn import load_speaker_net as load_speaker_net
     from utils.models.ge2e import pretrained_dvector

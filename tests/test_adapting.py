@@ -7,7 +7,7 @@ import torch
 
 from Day11_Voice_Cloning import adaptation
 from Day11_Voice_Cloning.adaptation import Adapting
-from Day11_Voice_Cloning.fastspeech_training import fastspeech_losses
+from Day11_Voice_Cloning.fastspeech_loss import fastspeech_losses
 from utils.features import SAMPLE_RATE
 from utils.models.fastspeech import FastSpeech, FastSpeechConfig
 from utils.models.tacotron2 import Tacotron2, TacotronConfig

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from Day11_Voice_Cloning import durations as day11_durations
-from Day11_Voice_Cloning import networks, train
+from Day11_Voice_Cloning import train
 from Day11_Voice_Cloning.durations import PITCH, TimedUtterances
-from Day11_Voice_Cloning.fastspeech_training import (
+from Day11_Voice_Cloning.fastspeech_loss import (
     FastSpeechLoss,
     fastspeech_losses,
     measure_liveliness,
@@ -171,7 +171,7 @@ def test_the_training_leaves_weights_and_a_card(tmp_path, monkeypatch):
     first = train.weights_path("kathleen", "quick")
     train.train_own("kathleen", "quick", first)
     history = train.train_own("parallel", "quick", path)
-    model, card = networks.load_network(path)
+    model, card = train.load_network(path)
     assert card["begun_from"].startswith("synthesizer_kathleen")
     assert card["settings"]["steps"] == 4
     assert [e["val_loss"] for e in history.epochs] == pytest.approx(

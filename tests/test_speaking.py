@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from Day11_Voice_Cloning import networks, synthesize, train
+from Day11_Voice_Cloning import synthesize, train
 from Day11_Voice_Cloning.waveglow import WaveGlow, WaveGlowConfig
 from tools import results
 from utils import days
@@ -45,7 +45,7 @@ def runs(tmp_path_factory):
             model = made.get(part, Tacotron2)(sizes.get(part, config))
             if part not in made:  # a sentence ends at once: nothing was learned
                 torch.nn.init.constant_(model.gate.bias, 3.0)
-            networks.save_network(train.weights_path(part, "quick"), model, what=part)
+            train.save_network(train.weights_path(part, "quick"), model, what=part)
         yield folder
 
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from Day11_Voice_Cloning import networks
+from Day11_Voice_Cloning import train
 from Day11_Voice_Cloning.waveglow import WaveGlow, WaveGlowConfig
 from utils.features import AudioError, LogMel, to_level
 from utils.models import tts
@@ -299,8 +299,8 @@ def test_networks_are_written_with_their_sizes(tmp_path):
     glow = WaveGlowConfig(flows=2, group=8, layers=2, channels=8, condition=8, n_mels=20)
     for model in (Tacotron2(config), WaveGlow(glow)):
         path = tmp_path / f"{type(model).__name__}.safetensors"
-        assert networks.save_network(path, model, steps=7) == path.stat().st_size
-        again, card = networks.load_network(path)
+        assert train.save_network(path, model, steps=7) == path.stat().st_size
+        again, card = train.load_network(path)
         assert again.config == model.config
         assert card["steps"] == 7
         assert not again.training
@@ -308,7 +308,7 @@ def test_networks_are_written_with_their_sizes(tmp_path):
             kept = again.state_dict()[name]
             torch.testing.assert_close(kept, tensor, rtol=1e-3, atol=1e-4)
     with pytest.raises(FileNotFoundError, match="run the notebook that trains it"):
-        networks.load_network(tmp_path / "none.safetensors")
+        train.load_network(tmp_path / "none.safetensors")
 
 
 def test_the_benchmark_measures_both_on_the_same_sentences(monkeypatch):
