@@ -109,18 +109,24 @@ def test_a_day_that_is_not_here_is_said(tmp_path, monkeypatch, capsys):
         days.get(16)
 
 
-@pytest.mark.parametrize(
-    ("raw", "shown"),
-    [
+def test_progress_bars_leave_their_last_state_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
+    printed = [
         ("a\nb\n", "a\nb\n"),
         ("bar 10%\rbar 50%\rbar 100%\n", "bar 100%\n"),
-        ("\rbar 10%\r       \r", ""),
+        ("\rbar 10%\r       \r", None),
         ("done\r\n", "done\n"),
         ("bar\r     \rresult 1\n", "result 1\n"),
-    ],
-)
-def test_overwritten_progress_is_gone(raw, shown):
-    assert runner.overwritten(raw) == shown
+        ("first\n\rbar\r    \r", "first\n"),
+    ]
+    cells = [f"import sys\n_ = [sys.stdout.write(c) for c in {raw!r}]" for raw, _ in printed]
+    notebook(tmp_path, days.get(1), *cells)
+    runner.quiet_jupyter()
+    path = tmp_path / days.get(1).name / f"{days.get(1).name}.ipynb"
+    done = runner.run_notebook(path, tmp_path / "done.ipynb")
+    shown = [[o.text for o in c.outputs] for c in done.cells]
+    assert shown == [[] if text is None else [text] for _, text in printed]
+    assert "papermill" not in str(done)
 
 
 def test_doctor_is_content_here(capsys):

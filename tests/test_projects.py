@@ -137,7 +137,7 @@ def test_summary_writes_the_table_and_says_what_is_missing(tmp_path, monkeypatch
     assert __main__.main(["summary", "--check"]) == 0
     assert len(read_table(last.folder / f"{last.name}_params.csv")) == 1
     said = capsys.readouterr().out
-    assert "Days not in this repository yet: 1, 2, 3" in said
+    assert "Days without a headline row yet: 1, 3, 4" in said
     publish(tmp_path, days.get(2), [row(accuracy=0.99)])
     assert __main__.main(["summary", "--check"]) == 1
 

@@ -55,7 +55,7 @@ def seeds(found: Sequence[Row], by: Sequence[str], *metrics: str) -> str:
 
 
 def show(column: str, text: str) -> str:
-    """`0.99213` in a column of shares becomes `99.21 %`; long decimals are cut; dirt is left alone."""
+    """`0.99213` in a column of shares becomes `99.21 %`; long decimals are cut; text stays."""
     try:
         value = float(text)
     except ValueError:
@@ -79,7 +79,7 @@ def show_spread(column: str, s: Spread) -> str:
 def headline(day: int, profile: str = "study") -> str:
     """The day's headline metric with its spread, e.g. `99.51 ± 0.03 % (n=3)`."""
     entry = days.get(day)
-    found = rows(day, "headline", profile)  # a training alone may have no such metric
+    found = rows(day, "headline", profile)  # a training run may have no such metric
     values = [float(r[entry.metric]) for r in found if r[entry.metric]]
     return show_spread(entry.metric, spread(values))
 
@@ -96,23 +96,3 @@ def origin(day: int, profile: str = "study") -> str:
         f"{len(found)} rows, {profile} profile, data `{kinds('dataset')}`, device "
         f"{kinds('device')}, commit {kinds('commit')}, {seconds:.0f} s in these runs."
     )
-
-
-QUESTIONS = {
-    1: "What is a gradient, and which learning rate is right?",
-    2: "Which loss, which optimizer, and how does one compare fairly?",
-    3: "What does a convolution see, and does the activation matter?",
-    4: "Which knob helps by how much, and is that more than noise?",
-    5: "How does one see what a training does, and what ails it?",
-    6: "Where does my code run, and does the GPU really work?",
-    7: "How does a wave become a word, also for a stranger?",
-    8: "Did the search find anything beyond luck?",
-    9: "How does sound become text, and what is speech without transcripts worth?",
-    10: "Which settings lower the word error rate, and which errors remain?",
-    11: "Which three networks make a voice, and whose voice is it then?",
-    12: "Which knob makes attention align, and does the loss tell?",
-    13: "Who speaks, and how sure may one be?",
-    14: "How does speech come out of noise, and does that help to know who speaks?",
-    15: "What did fourteen projects teach, and what did it cost?",
-}
-"""The question that each day answers."""

@@ -180,6 +180,7 @@ def run_notebook(
         cwd=str(notebook.parent),
         kernel_name="python3",
         progress_bar=False,
+        coalesce_streams=True,  # one output a stream, overwritten progress bars resolved
         extra_arguments=["--log-level=ERROR"],
     )
     executed = tidy(nbformat.read(output, as_version=4))
@@ -226,35 +227,18 @@ def headline(day: days.Day, profile: str) -> str:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """What a reader should not see taken out: runner's metadata, overwritten progress bars."""
-    notebook.metadata.pop("papermill", None)
-    notebook.metadata.pop("widgets", None)
+    """Without the runner's metadata and without what is left of progress bars that were erased."""
+    for key in ("papermill", "widgets"):
+        notebook.metadata.pop(key, None)
     for cell in notebook.cells:
-        for key in ("papermill", "execution"):
+        for key in ("papermill", "execution", *([] if cell.metadata.get("tags") else ["tags"])):
             cell.metadata.pop(key, None)
-        if not cell.metadata.get("tags"):
-            cell.metadata.pop("tags", None)
-        if cell.cell_type != "code":
-            continue
-        merged: list = []
-        for out in cell.outputs:
-            same = merged and out.output_type == "stream" == merged[-1].output_type
-            if same and merged[-1].name == out.name:
-                merged[-1].text += out.text
-            else:
-                merged.append(out)
-        for out in merged:
-            if out.output_type == "stream":
-                out.text = overwritten(out.text)
-        cell.outputs = [o for o in merged if o.output_type != "stream" or o.text.strip()]
+        if cell.cell_type == "code":
+            for out in cell.outputs:
+                if out.output_type == "stream":
+                    out.text = re.sub(r"^[ \r]+$|\r$", "", out.text, flags=re.M).lstrip("\n")
+            cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.text.strip()]
     return notebook
-
-
-def overwritten(text: str) -> str:
-    """The text as a terminal would show it in the end: what a carriage return wrote over is gone."""
-    lines = [re.sub(r"^.*\r(?!$)", "", line.rstrip("\r")) for line in text.split("\n")]
-    lines = [line if line.strip() else "" for line in lines]
-    return "\n".join(lines).lstrip("\n")
 
 
 def report(outcomes: list[Outcome], seconds: float) -> str:
