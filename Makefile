@@ -22,7 +22,8 @@ test: $(VENV)/.installed       ## the whole test suite (what CI runs)
 check: $(VENV)/.installed      ## the short loop: lint and the tests without notebooks
 	@$(PY) -m ruff check -q . && $(PY) -m pytest -q -m "not notebook and not processes and not slow"
 extras: $(VENV)/.installed     ## optional packages: requirements-extras.txt
-	@$(PY) -m pip install -r requirements-extras.txt -c constraints.txt $(PIP_ARGS)
+	@sed 's/ *#.*//; /^$$/d' requirements-extras.txt | while read -r line; do \
+	  $(PY) -m pip install -q "$$line" -c constraints.txt $(PIP_ARGS) || echo "left out: $$line"; done
 lab: $(VENV)/.installed        ## JupyterLab in this folder
 	@$(PY) -m jupyter lab
 day: $(VENV)/.installed        ## one day: make day DAY=2 PROFILE=study

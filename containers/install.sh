@@ -11,7 +11,7 @@ apt-get install -y --no-install-recommends ca-certificates git g++
 
 python -m pip install --no-cache-dir -r requirements.txt -c constraints.txt ${PIP_ARGS:-}
 python -m pip install --no-cache-dir --no-deps -r requirements-nodeps.txt
-python -m pip install --no-cache-dir pesq
+python -m pip install --no-cache-dir pesq -c constraints.txt
 
 apt-get purge -y --auto-remove g++
 rm -rf /var/lib/apt/lists/* /root/.cache

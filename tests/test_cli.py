@@ -45,6 +45,7 @@ def test_one_failing_day_does_not_hide_the_others(tmp_path, monkeypatch, capsys)
     assert source.cells[1].outputs == []
 
 
+@pytest.mark.slow
 def test_two_notebooks_at_once_share_the_cores(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(days, "ROOT", tmp_path)
     monkeypatch.setattr(runner, "cores", lambda: 6)
@@ -70,6 +71,7 @@ print(os.environ["OMP_NUM_THREADS"], "threads")"""
     assert "OMP_NUM_THREADS" not in os.environ
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_a_day_that_failed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(days, "ROOT", tmp_path)
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
@@ -85,6 +87,7 @@ def test_a_process_that_dies_is_a_day_that_failed(tmp_path, monkeypatch, capsys)
     assert "at least one" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_study_replaces_the_notebook_only_when_it_went_through(tmp_path, monkeypatch):
     monkeypatch.setattr(days, "ROOT", tmp_path)
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
@@ -265,21 +268,10 @@ def test_the_race_stops_at_the_goal_and_at_the_cap():
 
 def test_makefile_installs_once_and_helps():
     helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
-    for target in (
-        "run",
-        "test",
-        "lab",
-        "day",
-        "fetch",
-        "sweep",
-        "container",
-        "bench",
-        "summary",
-        "doctor",
-        "new",
-        "checkin",
-        "clean",
-    ):
+    made = (
+        "run test check extras lab day fetch sweep container bench summary doctor new checkin clean"
+    )
+    for target in made.split():
         assert f"make {target}" in helped
     if (ROOT / ".venv" / ".installed").exists():
         plan = subprocess.run(["make", "-n", "run"], cwd=ROOT, capture_output=True, text=True)

@@ -340,7 +340,7 @@ def test_a_section_is_filled_by_what_stands_under_its_subheadings(tmp_path, monk
     path.write_text(text, encoding="utf-8")
     assert next(checkin.notes(day)).done
     path.write_text(text.replace("words\n## Links", "## Links"), encoding="utf-8")
-    assert next(checkin.notes(day)).mend == "still empty: Container"
+    assert next(checkin.notes(day)).fix == "still empty: Container"
 
 
 def test_checkin_of_a_day_that_is_not_there(tmp_path, monkeypatch, capsys):

@@ -70,6 +70,7 @@ def packages() -> Iterator[Check]:
 
     lines = (days.ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     wanted = [Requirement(line) for x in lines if (line := x.split("#")[0].strip())]
+    wanted = [line for line in wanted if not line.marker or line.marker.evaluate()]
     bad = []
     for line in wanted:
         try:

@@ -119,8 +119,7 @@ def settle(root: Path, threads: int) -> None:
 
 def outcome_of(future: Future[Outcome], day: days.Day, profile: str) -> Outcome:
     """What a process answered; a process that died is a day that failed."""
-    error = future.exception()
-    if error is None:
+    if not (error := future.exception()):
         return future.result()
     notebook = days.runs(profile, day.name, f"{day.name}.ipynb")
     return Outcome(day, "FAILED", "none", 0.0, notebook, f"{type(error).__name__}: {error}")
