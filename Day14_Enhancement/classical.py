@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from utils.features import SAMPLE_RATE, as_float, resample
 
-from .enhancer import HOP, analysis, synthesis
+from .enhancer import HOP, istft, stft
 
 # --- before networks ----------------------------------------------------------------------------------
 
@@ -37,10 +37,10 @@ def spectral_subtraction(wave: Tensor, over: float = 2.0, floor: float = 0.1) ->
     No bin falls below the share `floor` of its magnitude: what is left of the noise would else ring.
     """
     wave = as_float(wave)
-    spectrum = analysis(wave)
+    spectrum = stft(wave)
     power = spectrum.abs().square()
     gain = 1 - over * noise_power(power) / power.clamp(min=1e-12)
-    return synthesis(spectrum * gain.clamp(min=floor**2).sqrt(), wave.shape[1])
+    return istft(spectrum * gain.clamp(min=floor**2).sqrt(), wave.shape[1])
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def wiener(wave: Tensor, memory: float = 0.98, floor_db: float = -20.0) -> Tenso
     rest from this frame; gain = snr / (1 + snr), not below `floor_db`.
     """
     wave = as_float(wave)
-    spectrum = analysis(wave)
+    spectrum = stft(wave)
     power = spectrum.abs().square()
     after = power / noise_power(power).clamp(min=1e-12)
     least = 10 ** (floor_db / 20)
@@ -61,7 +61,7 @@ def wiener(wave: Tensor, memory: float = 0.98, floor_db: float = -20.0) -> Tenso
         gain = (snr / (1 + snr)).clamp(min=least)
         passed = gain.square() * seen
         gains.append(gain)
-    return synthesis(spectrum * torch.stack(gains, 1), wave.shape[1])
+    return istft(spectrum * torch.stack(gains, 1), wave.shape[1])
 
 
 @torch.no_grad()

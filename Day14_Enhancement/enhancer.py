@@ -1,8 +1,8 @@
-"""Speech out of noise: a small causal network that filters the spectrum, and what was there before it.
+"""Speech enhancement by a small causal network that filters the spectrum, its streaming form and its losses.
 
-All of them take and give `(batch, time)` at 16 kHz. Frames of 512 samples, 256 apart, under the square root of a
-Hann window on both ways, so that overlapping frames add up to the wave itself; what comes out at a time
-depends on input up to 32 ms later, never more.
+All of it works on waves `(batch, time)` at 16 kHz. Frames of 512 samples, 256 apart, are multiplied by the square
+root of a Hann window before the transform and after its inverse, so that overlapping frames add up to the wave
+itself. The output depends on at most 32 ms of later input.
 """
 
 from __future__ import annotations
@@ -16,50 +16,41 @@ from torch.nn import functional as F
 from utils.features import SAMPLE_RATE, as_float
 
 
-def si_sdr(estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
     """Scale-invariant signal-to-distortion ratio in dB, `(..., time)` to `(...)`: higher is better.
 
-    Both are freed of their mean; the reference is scaled to lie nearest to the estimate, and what is
-    left over counts as distortion (Le Roux et al., 2019, arXiv:1811.02508). Differentiable. A silent
-    reference has no ratio; it gives a very low number, no error. Raises ValueError for two shapes.
+    torchmetrics' implementation, with the mean of both waves removed (Le Roux et al., 2019, arXiv:1811.02508).
+    Differentiable. Raises RuntimeError for two shapes.
     """
-    if estimate.shape != reference.shape:
-        raise ValueError(
-            f"SI-SDR needs two waves of one shape: {tuple(estimate.shape)} and {tuple(reference.shape)}"
-        )
-    estimate = estimate - estimate.mean(-1, keepdim=True)
-    reference = reference - reference.mean(-1, keepdim=True)
-    tiny = torch.finfo(estimate.dtype).tiny ** 0.5
-    scale = (estimate * reference).sum(-1, keepdim=True)
-    scale = scale / (reference.square().sum(-1, keepdim=True) + tiny)
-    target = scale * reference
-    noise = (estimate - target).square().sum(-1)
-    return 10 * torch.log10((target.square().sum(-1) + tiny) / (noise + tiny))
+    # imported here: torchmetrics takes seconds
+    from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
+
+    return scale_invariant_signal_distortion_ratio(estimate, reference, zero_mean=True)
 
 
 N_FFT, HOP = 512, 256
 BINS = N_FFT // 2 + 1
 
 
-def root_hann(device: torch.device | None = None) -> Tensor:
+def sqrt_hann(device: torch.device | None = None) -> Tensor:
     """Square root of the periodic Hann window, `(512,)`: applied twice it sums to 1 at half overlap."""
     return torch.hann_window(N_FFT, device=device).sqrt()
 
 
-def analysis(wave: Tensor) -> Tensor:
+def stft(wave: Tensor) -> Tensor:
     """`(batch, time)` to the complex spectrum `(batch, frames, 257)`, ceil(time / 256) + 1 frames.
 
-    256 zeros come before the wave, and as many as are needed after it.
+    256 zeros are put before the wave, and as many as are needed after it.
     """
     size = -(-wave.shape[1] // HOP) * HOP
     padded = F.pad(wave, (HOP, size - wave.shape[1] + HOP))
-    return torch.fft.rfft(padded.unfold(1, N_FFT, HOP) * root_hann(wave.device))
+    return torch.fft.rfft(padded.unfold(1, N_FFT, HOP) * sqrt_hann(wave.device))
 
 
-def synthesis(spectrum: Tensor, length: int) -> Tensor:
-    """The inverse of `analysis`: `(batch, frames, 257)` to `(batch, length)`."""
-    frames = torch.fft.irfft(spectrum, N_FFT) * root_hann(spectrum.device)
-    hops = frames[:, 1:, :HOP] + frames[:, :-1, HOP:]
+def istft(spectrum: Tensor, length: int) -> Tensor:
+    """The inverse of `stft`: `(batch, frames, 257)` to `(batch, length)`."""
+    frames = torch.fft.irfft(spectrum, N_FFT) * sqrt_hann(spectrum.device)  # (batch, frames, 512)
+    hops = frames[:, 1:, :HOP] + frames[:, :-1, HOP:]  # (batch, frames - 1, 256)
     return hops.flatten(1)[:, :length]
 
 
@@ -70,20 +61,20 @@ def erb_bank(low: int = 65, bands: int = 64) -> Tensor:
     21.4 log10(1 + 0.00437 f / Hz) (Glasberg & Moore, 1990).
     """
     hz = torch.arange(BINS, dtype=torch.float64) * SAMPLE_RATE / N_FFT
-    erb = 21.4 * torch.log10(1 + 0.00437 * hz)
+    erb = 21.4 * torch.log10(1 + 0.00437 * hz)  # (257,)
     centres = torch.linspace(float(erb[low]), float(erb[-1]), bands, dtype=torch.float64)
     width = centres[1] - centres[0]
     bank = torch.zeros(BINS, low + bands, dtype=torch.float64)
     bank[:low, :low] = torch.eye(low)
-    triangles = 1 - (erb[low:, None] - centres[None]).abs() / width
+    triangles = 1 - (erb[low:, None] - centres).abs() / width  # (257 - low, bands)
     bank[low:, low:] = triangles.clamp(min=0)
     return (bank / bank.sum(1, keepdim=True)).float()
 
 
 class TimeBlock(nn.Module):
-    """Dilated depthwise convolution over 3 past frames and 3 bands between two 1 x 1, beside a shortcut.
+    """Dilated depthwise convolution over 3 frames (this and past ones) and 3 bands, between two 1 x 1; residual.
 
-    `(batch, channels, frames, bands)` with the `past` frames before them, to the same and the new past.
+    `(batch, channels, frames, bands)` and the `past` frames before them, to the same and the new past.
     """
 
     def __init__(self, channels: int, dilation: int) -> None:
@@ -98,15 +89,15 @@ class TimeBlock(nn.Module):
         self.after = nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c))
 
     def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        seen = torch.cat([past.to(x.dtype), self.before(x)], 2)
+        seen = torch.cat([past.to(x.dtype), self.before(x)], 2)  # (batch, c, past + frames, bands)
         return x + self.after(self.depth(seen)), seen[:, :, -self.past :]
 
 
 class DualPath(nn.Module):
-    """A perceptron across the bands of a frame, then a GRU forward in time along each band.
+    """An MLP across the bands of each frame, then a GRU forward in time along each band.
 
-    `(batch, channels, frames, bands)` and the state `(1, batch * bands, hidden)`, to the same two. The plan of
-    DPRNN (Luo et al., 2020), whose GRU across the bands would take 33 steps one after another in every frame.
+    `(batch, channels, frames, bands)` and the state `(1, batch * bands, hidden)`, to the same two. Like DPRNN (Luo
+    et al., 2020), whose GRU across the bands would take 33 sequential steps in every frame.
     """
 
     def __init__(self, channels: int, bands: int, hidden: int) -> None:
@@ -120,29 +111,29 @@ class DualPath(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         batch, channels, frames, bands = x.shape
-        y = self.across(x).permute(0, 2, 3, 1)  # batch, frames, bands, channels
+        y = self.across(x).permute(0, 2, 3, 1)  # (batch, frames, bands, channels)
         x = x.permute(0, 2, 3, 1) + self.norm[0](self.out[0](y))
         rows = x.transpose(1, 2).reshape(batch * bands, frames, channels)
-        y, state = self.along(rows, state)
+        y, state = self.along(rows, state)  # (batch * bands, frames, hidden)
         y = self.out[1](y).view(batch, bands, frames, channels).transpose(1, 2)
         x = x + self.norm[1](y)
         return x.permute(0, 3, 1, 2), state
 
 
-def narrower(before: int, after: int) -> nn.Module:
+def down_block(in_channels: int, out_channels: int) -> nn.Module:
     """Convolution over 5 bands with stride 2: half the bands."""
-    conv = nn.Conv2d(before, after, (1, 5), stride=(1, 2), padding=(0, 2))
-    return nn.Sequential(conv, nn.BatchNorm2d(after), nn.PReLU(after))
+    conv = nn.Conv2d(in_channels, out_channels, (1, 5), stride=(1, 2), padding=(0, 2))
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.PReLU(out_channels))
 
 
 class Enhancer(nn.Module):
-    """Causal enhancement by a complex ratio mask on the plan of GTCRN (Rong et al., 2024): 74 thousand weights.
+    """Causal enhancement by a complex ratio mask, similar to GTCRN (Rong et al., 2024): 74 thousand weights.
 
     `(batch, time)` noisy, float or int16, to `(batch, time)` enhanced. The compressed spectrum (magnitude
-    to the power 0.3, with real and imaginary part) is merged into 129 bands, halved twice by convolutions,
-    seen over time by dilated convolutions (33 frames together) and two dual-path blocks, and brought back
-    to 129 bands of a complex mask, which is spread over the 257 bins and multiplied with the noisy
-    spectrum. Before any training the mask is 1: what goes in comes out.
+    to the power 0.3, with real and imaginary part) is merged into 129 bands. Strided convolutions halve them
+    twice; dilated convolutions (receptive field 33 frames) and two dual-path blocks work along time; transposed
+    convolutions give 129 bands of a complex mask, which is spread over the 257 bins and multiplied with the
+    noisy spectrum. Before training the mask is 1: the output is the input.
     """
 
     def __init__(
@@ -158,7 +149,7 @@ class Enhancer(nn.Module):
         self.register_buffer("merge", bank / bank.sum(0), persistent=False)
         self.register_buffer("spread", bank.T.contiguous(), persistent=False)
         self.bands = 33  # 129, halved twice
-        self.down = nn.ModuleList([narrower(3, c), narrower(c, c)])
+        self.down = nn.ModuleList([down_block(3, c), down_block(c, c)])
         self.encoder = nn.ModuleList(TimeBlock(c, d) for d in dilations)
         self.paths = nn.ModuleList(DualPath(c, self.bands, hidden) for _ in range(paths))
         self.decoder = nn.ModuleList(TimeBlock(c, d) for d in reversed(dilations))
@@ -170,97 +161,91 @@ class Enhancer(nn.Module):
             self.mask.bias.copy_(torch.tensor([1.0, 0.0]))
 
     def start(self, batch: int) -> list[Tensor]:
-        """The state before the first frame: silence for the convolutions, zeros for the GRUs."""
+        """The state before the first frame, in the order of the blocks: silence and zeros."""
         like = self.mask.weight
-        blocks = [*self.encoder, *self.decoder]
-        silence = [like.new_zeros(batch, self.channels, b.past, self.bands) for b in blocks]
-        rows = batch * self.bands
-        return silence + [like.new_zeros(1, rows, self.hidden) for _ in self.paths]
+        convs = [
+            [like.new_zeros(batch, self.channels, b.past, self.bands) for b in blocks]
+            for blocks in (self.encoder, self.decoder)
+        ]
+        grus = [like.new_zeros(1, batch * self.bands, self.hidden) for _ in self.paths]
+        return [*convs[0], *grus, *convs[1]]
 
     def filter(self, spectrum: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Noisy frames `(batch, frames, 257)` and the state before, to enhanced frames and the state after."""
         power = spectrum.real.square() + spectrum.imag.square() + 1e-10
         squeeze = power**-0.35  # |X| ** 0.3 / |X|
         parts = (power**0.15, spectrum.real * squeeze, spectrum.imag * squeeze)
-        x = torch.stack(parts, 1) @ self.merge
-        first = self.down[0](x)
-        second = x = self.down[1](first)
-        old, new = iter(state), []
-        for block in self.encoder:
-            x, s = block(x, next(old))
-            new.append(s)
-        later = []
-        waiting = [next(old) for _ in self.decoder]
-        deep = x
-        for path in self.paths:
-            x, s = path(x, next(old))
-            later.append(s)
-        x = x + deep
-        for block, past in zip(self.decoder, waiting, strict=True):
-            x, s = block(x, past)
-            new.append(s)
-        mask = self.mask(self.up(x + second) + first)
-        real, imag = (mask.float() @ self.spread).unbind(1)
+        x = torch.stack(parts, 1) @ self.merge  # (batch, 3, frames, 129)
+        first = self.down[0](x)  # (batch, c, frames, 65)
+        second = x = self.down[1](first)  # (batch, c, frames, 33)
+        states, after = iter(state), []
+
+        def through(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+            for block in blocks:
+                x, new = block(x, next(states))
+                after.append(new)
+            return x
+
+        x = through(self.encoder, x)
+        x = through(self.paths, x) + x
+        x = through(self.decoder, x)
+        mask = self.mask(self.up(x + second) + first)  # (batch, 2, frames, 129)
+        real, imag = (mask.float() @ self.spread).unbind(1)  # (batch, frames, 257)
         # the product by parts: complex autograd is slower
         out = torch.complex(
             spectrum.real * real - spectrum.imag * imag, spectrum.real * imag + spectrum.imag * real
         )
-        return out, new + later
+        return out, after
 
     def forward(self, wave: Tensor) -> Tensor:
         wave = as_float(wave)
-        spectrum, _ = self.filter(analysis(wave), self.start(len(wave)))
-        return synthesis(spectrum, wave.shape[1])
+        spectrum, _ = self.filter(stft(wave), self.start(len(wave)))
+        return istft(spectrum, wave.shape[1])
 
 
 class EnhancerStream:
-    """The same network on sound as it arrives, frame by frame: joined, the pieces equal the whole.
+    """The same network on sound as it arrives, frame by frame: the concatenated pieces equal the whole.
 
-    `push((time,))` gives the samples that are complete, 256 to 511 behind the input; `finish()` gives the rest.
-    One wave at a time, in evaluation mode, without gradient. A frame costs mostly the calls of its many small
-    operations: four frames at once cost little more than one.
+    `push((time,))` returns the samples that are complete, 256 to 511 behind the input; `finish()` the rest.
+    One wave at a time, in evaluation mode, without gradient. Most of the time of a frame goes into calling many
+    small operations: four frames at once cost little more than one.
     """
 
     def __init__(self, model: Enhancer) -> None:
         self.model = model.eval()
-        self.window = root_hann(model.mask.weight.device)
+        self.window = sqrt_hann(model.mask.weight.device)
         self.reset()
 
     def reset(self) -> None:
         """Begin a new wave."""
         self.rest = self.window.new_zeros(HOP)
-        self.tail: Tensor | None = None
+        self.tail = self.window.new_zeros(HOP)
         self.state = self.model.start(1)
-        self.received = self.given = 0
+        self.skip, self.missing = HOP, 0  # the first half frame lies before the wave
 
     @torch.inference_mode()
     def push(self, chunk: Tensor) -> Tensor:
         """Add samples `(time,)`, any number of them; returns the enhanced samples that they complete."""
-        self.received += len(chunk)
-        out = self._advance(as_float(chunk))
-        self.given += len(out)
-        return out
-
-    def _advance(self, chunk: Tensor) -> Tensor:
-        self.rest = torch.cat([self.rest, chunk.to(self.rest)])
+        self.missing += len(chunk)
+        self.rest = torch.cat([self.rest, as_float(chunk).to(self.rest)])
         frames = (len(self.rest) - N_FFT) // HOP + 1
         if frames <= 0:
             return self.rest.new_zeros(0)
-        cut = self.rest.unfold(0, N_FFT, HOP)[:frames] * self.window
+        cut = self.rest.unfold(0, N_FFT, HOP)[:frames] * self.window  # (frames, 512)
         self.rest = self.rest[frames * HOP :]
         spectrum, self.state = self.model.filter(torch.fft.rfft(cut)[None], self.state)
-        made = torch.fft.irfft(spectrum[0], N_FFT) * self.window
-        # the first frame's first half lies before the wave
-        before = [] if self.tail is None else [self.tail[None]]
-        tails = torch.cat([*before, made[:-1, HOP:]])
-        heads = made[1:, :HOP] if self.tail is None else made[:, :HOP]
+        made = torch.fft.irfft(spectrum[0], N_FFT) * self.window  # (frames, 512)
+        tails = torch.cat([self.tail[None], made[:-1, HOP:]])
         self.tail = made[-1, HOP:]
-        return (heads + tails).flatten()
+        out = (made[:, :HOP] + tails).flatten()[self.skip :]
+        self.skip = 0
+        self.missing -= len(out)
+        return out
 
-    @torch.inference_mode()
     def finish(self) -> Tensor:
-        """The samples that were waiting for what comes after the end; then ready for another wave."""
-        out = self._advance(self.rest.new_zeros(N_FFT))[: self.received - self.given]
+        """The samples that still waited for later input; then ready for another wave."""
+        missing = self.missing
+        out = self.push(self.rest.new_zeros(N_FFT))[:missing]
         self.reset()
         return out
 
@@ -278,19 +263,19 @@ def compressed_loss(
 ) -> Tensor:
     """Distance of spectra whose magnitudes are raised to `power` (Braun & Tashev, 2021, arXiv:2009.12286).
 
-    `weight` times the squared distance with phase, and the rest without. Both waves `(batch, time)` are first
-    divided by the clean one's RMS, so that loud examples do not count more than soft ones.
+    `weight` times the squared distance with phase, plus the rest without. Both waves `(batch, time)` are first
+    divided by the RMS of the clean one, so that loud examples have no greater weight than soft ones.
     """
     rms = clean.square().mean(1, keepdim=True).sqrt().clamp(min=1e-4)
-    bent = []
+    compressed = []
     for wave in (estimate, clean):
-        spectrum = analysis(wave / rms)
+        spectrum = stft(wave / rms)
         energy = spectrum.real.square() + spectrum.imag.square()
         # the floor keeps the gradient of the root finite at silence
         energy = energy.clamp(min=1e-6)
         factor = energy ** ((power - 1) / 2)
-        bent.append((spectrum.real * factor, spectrum.imag * factor, energy ** (power / 2)))
-    (re, im, size), (re_s, im_s, size_s) = bent
+        compressed.append((spectrum.real * factor, spectrum.imag * factor, energy ** (power / 2)))
+    (re, im, size), (re_s, im_s, size_s) = compressed
     with_phase = (re - re_s).square() + (im - im_s).square()
     return (weight * with_phase + (1 - weight) * (size - size_s).square()).mean()
 

@@ -1,4 +1,4 @@
-"""How good enhanced speech is: SI-SDR, STOI, PESQ, by noise level, and how fast it was made."""
+"""Quality of enhanced speech (SI-SDR, STOI, PESQ), means by noise level, and the real-time factor."""
 
 from __future__ import annotations
 
@@ -23,17 +23,10 @@ NO_PESQ = (
 )
 
 
-# --- quality ------------------------------------------------------------------------------------------
-
-
-def _checked(estimate: Tensor, clean: Tensor, rate: int) -> None:
-    if rate != SAMPLE_RATE:
-        raise ValueError(
-            f"scores at {rate} Hz cannot be compared with those at {SAMPLE_RATE} Hz: resample first"
-        )
+def _check(estimate: Tensor, clean: Tensor) -> None:
     if estimate.shape != clean.shape or estimate.ndim != 2:
         raise ValueError(
-            f"(items, time) twice is wanted: {tuple(estimate.shape)}, {tuple(clean.shape)}"
+            f"two tensors (items, time) are needed: {tuple(estimate.shape)}, {tuple(clean.shape)}"
         )
     silent = clean.square().mean(1) < 1e-12
     if silent.any():
@@ -45,16 +38,18 @@ def has_pesq() -> bool:
     return importlib.util.find_spec("pesq") is not None
 
 
-def stoi_scores(estimate: Tensor, clean: Tensor, rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Short-time objective intelligibility, 0 to 1 (Taal et al., 2011; not the extended one): `(items,)`."""
-    from pystoi import stoi
+def stoi_scores(estimate: Tensor, clean: Tensor) -> np.ndarray:
+    """Short-time objective intelligibility, 0 to 1 (Taal et al., 2011; not the extended one): `(items,)`.
 
-    _checked(estimate, clean, rate)
-    pairs = zip(clean.cpu().numpy(), estimate.cpu().numpy(), strict=True)
-    return np.array([stoi(c, e, rate) for c, e in pairs])
+    Waves `(items, time)` at 16 kHz. Raises ValueError for other shapes or a silent reference.
+    """
+    from torchmetrics.functional.audio import short_time_objective_intelligibility
+
+    _check(estimate, clean)
+    return short_time_objective_intelligibility(estimate, clean, SAMPLE_RATE).cpu().numpy()
 
 
-def pesq_scores(estimate: Tensor, clean: Tensor, rate: int = SAMPLE_RATE) -> np.ndarray:
+def pesq_scores(estimate: Tensor, clean: Tensor) -> np.ndarray:
     """Wide-band PESQ (ITU-T P.862.2), 1.04 to 4.64: `(items,)`; nan where it finds no speech.
 
     Raises ImportError with the command to type where the optional package is missing.
@@ -63,31 +58,28 @@ def pesq_scores(estimate: Tensor, clean: Tensor, rate: int = SAMPLE_RATE) -> np.
         raise ImportError(NO_PESQ)
     from pesq import PesqError, pesq
 
-    _checked(estimate, clean, rate)
+    _check(estimate, clean)
     scores = []
     for c, e in zip(clean.cpu().numpy(), estimate.cpu().numpy(), strict=True):
         try:
-            scores.append(float(pesq(rate, c, e, "wb")))
+            scores.append(float(pesq(SAMPLE_RATE, c, e, "wb")))
         except PesqError:
             scores.append(float("nan"))
     return np.array(scores)
 
 
-def quality(
-    estimate: Tensor, clean: Tensor, rate: int = SAMPLE_RATE
-) -> dict[str, np.ndarray | None]:
+def quality(estimate: Tensor, clean: Tensor) -> dict[str, np.ndarray | None]:
     """`{"pesq", "stoi", "si_sdr"}`, each `(items,)`, of waves `(items, time)` at 16 kHz against the clean ones.
 
-    `pesq` is None, and a warning says so, where its package is not installed: leave the column empty.
-    Raises ValueError for another rate, other shapes, or a silent reference.
+    `pesq` is None, with a warning, where its package is not installed: leave the column empty.
+    Raises ValueError for other shapes or a silent reference.
     """
-    _checked(estimate, clean, rate)
     estimate, clean = as_float(estimate).float(), as_float(clean).float()
     if not has_pesq():
         warnings.warn(NO_PESQ, stacklevel=2)
     return {
-        "pesq": pesq_scores(estimate, clean, rate) if has_pesq() else None,
-        "stoi": stoi_scores(estimate, clean, rate),
+        "pesq": pesq_scores(estimate, clean) if has_pesq() else None,
+        "stoi": stoi_scores(estimate, clean),
         "si_sdr": si_sdr(estimate, clean).cpu().numpy().astype(float),
     }
 
@@ -98,7 +90,7 @@ def by_snr(
     groups: Sequence | None = None,
     resamples: int = 1000,
 ) -> dict[float, Interval]:
-    """Mean and 95 % interval at each SNR, drawn by `groups` (the items' speakers) where given; nan left out."""
+    """Mean and 95 % interval at each SNR, resampled by `groups` (speakers) where given; nan is left out."""
     scores, snr_db = np.asarray(scores, float), np.asarray(snr_db, float)
     groups = np.arange(len(scores)) if groups is None else np.asarray(groups)
     found = {}
@@ -114,7 +106,7 @@ def real_time_factor(
 ) -> float:
     """Seconds of one core per second of sound, the best of `repeats`; below 1 is faster than real time.
 
-    `process` gets a wave `(1, time)` on the CPU.
+    `process` is called with a wave `(1, time)` on the CPU.
     """
     g = torch.Generator().manual_seed(0)
     wave = 0.05 * torch.randn(1, round(seconds * SAMPLE_RATE), generator=g)
@@ -134,7 +126,7 @@ def real_time_factor(
 
 
 def stream_through(model: Enhancer, wave: Tensor, chunk: int = HOP) -> Tensor:
-    """`(1, time)` through the stream in pieces of `chunk` samples, `(1, time)`: what `real_time_factor` times."""
+    """`(1, time)` through an EnhancerStream in pieces of `chunk` samples: `(1, time)`."""
     stream = EnhancerStream(model)
     parts = [stream.push(piece) for piece in wave[0].split(chunk)]
     return torch.cat([*parts, stream.finish()])[None]

@@ -24,11 +24,11 @@ from Day14_Enhancement.enhancer import (
     LOSSES,
     Enhancer,
     EnhancerStream,
-    analysis,
     compressed_loss,
     erb_bank,
+    istft,
     si_sdr,
-    synthesis,
+    stft,
 )
 from Day14_Enhancement.quality import (
     by_snr,
@@ -90,9 +90,9 @@ def sentences() -> list[torch.Tensor]:
 @pytest.mark.parametrize("length", [1, 255, 256, 257, 512, 5000])
 def test_synthesis_undoes_analysis(length):
     wave = noise(2, length)
-    spectrum = analysis(wave)
+    spectrum = stft(wave)
     assert spectrum.shape == (2, -(-length // HOP) + 1, 257)
-    torch.testing.assert_close(synthesis(spectrum, length), wave, rtol=0, atol=1e-6)
+    torch.testing.assert_close(istft(spectrum, length), wave, rtol=0, atol=1e-6)
 
 
 def test_a_bin_is_shared_among_its_bands():
@@ -279,16 +279,15 @@ def test_pesq_of_known_scores(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("estimate", "clean", "rate", "message"),
+    ("estimate", "clean", "message"),
     [
-        (noise(1, 8000), noise(1, 8000), 48_000, "cannot be compared"),
-        (noise(1, 8000), noise(2, 8000), 16_000, "twice is wanted"),
-        (noise(2, 8000), torch.zeros(2, 8000), 16_000, "item 0 is silent"),
+        (noise(1, 8000), noise(2, 8000), "are needed"),
+        (noise(2, 8000), torch.zeros(2, 8000), "item 0 is silent"),
     ],
 )
-def test_numbers_that_cannot_be_compared_are_refused(estimate, clean, rate, message):
+def test_numbers_that_cannot_be_compared_are_refused(estimate, clean, message):
     with pytest.raises(ValueError, match=message):
-        stoi_scores(estimate, clean, rate)
+        stoi_scores(estimate, clean)
 
 
 def test_means_by_snr_have_intervals_over_speakers():
