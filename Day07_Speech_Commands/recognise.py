@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from utils.features import SAMPLE_RATE, fixed_length, read_audio, to_mono
+from utils.models import keyword_net
 from utils.models.keyword_net import KeywordNet, probabilities
 
 
@@ -41,3 +43,15 @@ def recognise(
     answer = probabilities(model, one_second(sound, rate)[None].to(device))[0]
     values, numbers = answer.cpu().topk(min(top, len(classes)))
     return [(classes[i], float(p)) for p, i in zip(values, numbers.tolist(), strict=True)]
+
+
+def load_kept() -> Callable[[Iterable[str]], Iterator[str]]:
+    """The day's published recogniser for `python -m tools ask words`: from files to a line for each."""
+    model, classes = keyword_net.load_kept()
+
+    def answer(files: Iterable[str]) -> Iterator[str]:
+        for file in files:
+            words = recognise(model, classes, file)
+            yield f"{file}: " + ", ".join(f"{word} {100 * p:.0f} %" for word, p in words)
+
+    return answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import subprocess
@@ -11,7 +12,7 @@ import nbformat
 import pytest
 
 from bench.claims import Claim, bench
-from tools import __main__, doctor
+from tools import __main__, ask, doctor
 from tools import run as runner
 from utils import days
 
@@ -209,6 +210,29 @@ def test_fetch_says_what_there_is(capsys):
     assert "there are: mnist" in capsys.readouterr().err
     assert __main__.main(["fetch"]) == 0
     assert "mnist: 12 MB" in capsys.readouterr().out
+
+
+def test_ask_names_the_word_and_the_days_to_come(tmp_path, capsys):
+    import soundfile
+
+    from utils.speech.corpora import read_sample
+
+    rows, samples = read_sample("words")
+    files = []
+    for row in [r for r in rows if r["text"] == "zero"][:3]:
+        files.append(str(tmp_path / f"{row['voice']}.wav"))
+        clip = samples[int(row["start"]) :][: int(row["length"])]
+        soundfile.write(files[-1], clip, 16_000)
+    assert __main__.main(["ask", "words", *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert sum(f"{file}: zero" in line for file, line in zip(files, lines, strict=True)) >= 2
+    assert __main__.main(["ask", "words", str(tmp_path / "none.wav")]) == 2
+    for kind, (number, _, _) in ask.KINDS.items():
+        module = importlib.import_module(f"{days.get(number).name}.{ask.KINDS[kind][1]}")
+        if not hasattr(module, "load_kept"):
+            assert __main__.main(["ask", kind, "a.wav"]) == 2
+            assert f"Day {number} will add it" in capsys.readouterr().out
 
 
 def test_bench_ratios():

@@ -8,6 +8,8 @@ import sys
 
 from utils.days import PROFILES
 
+from .ask import KINDS
+
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m tools", description=__doc__)
@@ -44,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
         "--run", action="store_true", help="and execute it there, in the quick profile"
     )
 
+    ask = command("ask", "a finished model answers about your recording")
+    ask.add_argument(
+        "kind", choices=KINDS, help="; ".join(f"{k}: {v[2]}" for k, v in KINDS.items())
+    )
+    ask.add_argument("files", nargs="+", metavar="FILE")
+
     checkin = command("checkin", "what a day's folder still lacks, and the git commands")
     checkin.add_argument("number", type=int, metavar="N")
 
@@ -61,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     name = arguments.pop("command")
     try:
         return getattr(importlib.import_module(f"tools.{name}"), name)(**arguments)
-    except (ValueError, RuntimeError) as e:
+    except (ValueError, RuntimeError, OSError) as e:
         print(e, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
