@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from utils import days
-from utils.data import DataError
 from utils.features import SAMPLE_RATE, as_float, read_audio, resample, to_level
 from utils.models import tts
 from utils.models.fastspeech import FastSpeech
@@ -34,6 +33,7 @@ from utils.models.tts import Vocoder
 from utils.models.tts_mel import LIBRISPEECH, SynthesisMel, trim_silence
 from utils.models.tts_text import encode
 from utils.sources.catalogue import SPLITS
+from utils.sources.download import DataError
 from utils.speech import corpora
 from utils.speech.pack import to_int16
 

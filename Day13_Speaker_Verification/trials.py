@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import det_curve
 
-from utils.data import data_root
 from utils.models.verification import eer, mean_embeddings, split_scores
+from utils.sources import data_root
 from utils.sources.catalogue import SPLITS, librispeech_names, read_lines
 
 TRIALS = SPLITS / "librispeech_test_clean_trials.txt"

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from Day04_CIFAR10.fast_cnn import FastCNN
-from utils import data
+from utils import data, sources
 from utils.data import Batches, Split, random_flip, random_shift
 from utils.device import pick_device, seed_everything
 from utils.models.cifar_cnn import SmallCNN
@@ -37,7 +37,7 @@ class StockImages(torch.utils.data.Dataset):
         from torchvision import transforms
 
         batches = [
-            catalogue.read_cifar10_batch(data.data_root() / file)
+            catalogue.read_cifar10_batch(sources.data_root() / file)
             for file in catalogue.CIFAR10_BATCHES[:5]
         ]
         pixels = np.concatenate([images for images, _ in batches])

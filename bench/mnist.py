@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from utils import data
+from utils import data, sources
 from utils.data import Batches, Split
 from utils.device import pick_device, seed_everything
 from utils.models.mnist_cnn import MnistCNN
@@ -45,7 +45,7 @@ def stock_loader() -> torch.utils.data.DataLoader:
     from torchvision import datasets, transforms
 
     steps = [transforms.ToTensor(), transforms.Normalize((data.MNIST_MEAN,), (data.MNIST_STD,))]
-    images = datasets.MNIST(data.data_root(), train=True, transform=transforms.Compose(steps))
+    images = datasets.MNIST(sources.data_root(), train=True, transform=transforms.Compose(steps))
     return torch.utils.data.DataLoader(images, batch_size=64, shuffle=True)
 
 

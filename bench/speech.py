@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from Day07_Speech_Commands.networks import TCResNet
-from utils import data
+from utils import sources
 from utils.data import Batches, Split
 from utils.device import pick_device, seed_everything, synchronize
 from utils.features import SAMPLE_RATE, LogMel, as_float, fixed_length, resample
@@ -189,7 +189,7 @@ def whole_step(words: corpora.Words) -> None:
 def run() -> list[Claim]:
     """The claims on Speech Commands as it is on this disk; fetches it where it is missing."""
     words = corpora.speech_commands(PROFILE).to(pick_device())
-    folder = catalogue.speech_commands_folder(data.data_root())
+    folder = catalogue.speech_commands_folder(sources.data_root())
     print(f"data: {words.name}")
     claims = [*reading(words, folder), mel(words)]
     whole_step(words)

@@ -177,15 +177,15 @@ def test_doctor_sees_a_wrong_device(monkeypatch):
 def test_doctor_names_a_copy_of_data_that_it_does_not_know(tmp_path, monkeypatch):
     from test_data import write_cifar10
 
-    from utils import data
+    from utils import sources
 
     monkeypatch.setenv("STUDY_DATA", str(tmp_path))
     write_cifar10(tmp_path)
     (check,) = [c for c in doctor.data_sets() if c.what.startswith("cifar10")]
     assert check.state == "note"
-    assert data.identify("cifar10") in check.what
+    assert sources.identify("cifar10") in check.what
     assert "make fetch DAY=4" in check.fix
-    monkeypatch.setattr(data, "identify", lambda name: "cifar10-jpeg")
+    monkeypatch.setattr(sources, "identify", lambda name: "cifar10-jpeg")
     (check,) = [c for c in doctor.data_sets() if c.what.startswith("cifar10")]
     assert (check.state, check.fix) == ("OK", "")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import struct
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils import data, days
+from utils import data, days, sources
 from utils.sources import catalogue
 
 
@@ -71,9 +72,9 @@ def test_study_parts_are_disjoint_and_the_set_is_named_by_what_it_is(other_mnist
     assert len(images.test) == 10_000
 
 
-@pytest.mark.skipif(not data.is_here("mnist"), reason="the real MNIST is not on this machine")
+@pytest.mark.skipif(not sources.is_here("mnist"), reason="the real MNIST is not on this machine")
 def test_real_mnist_is_recognised():
-    assert data.identify("mnist") == "mnist"
+    assert sources.identify("mnist") == "mnist"
 
 
 def test_days_and_data_sets_name_each_other():
@@ -87,12 +88,9 @@ def test_days_and_data_sets_name_each_other():
 def test_study_without_data_and_network_names_three_ways_on(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_DATA", str(tmp_path))
     dead = catalogue.Remote(("http://127.0.0.1:9/x.gz",), 10, "md5:0")
-    entry = catalogue.SOURCES["mnist"]
-    offline = catalogue.Source(
-        entry.name, (dead,), entry.folder, 10, entry.checksums, entry.licence
-    )
+    offline = dataclasses.replace(catalogue.SOURCES["mnist"], files=(dead,))
     monkeypatch.setitem(catalogue.SOURCES, "mnist", offline)
-    with pytest.raises(data.DataError, match="Three ways on"):
+    with pytest.raises(sources.DataError, match="Three ways on"):
         data.mnist("study")
 
 
@@ -134,7 +132,7 @@ def test_cifar10_parts_are_disjoint_and_named_by_their_pixels(tmp_path, monkeypa
     assert torch.equal((red * 255).round().long(), held_out % 251)
     assert torch.equal(images.validation.y, held_out % 10)
     again = write_with_protocol(tmp_path, 2)
-    assert data.identify("cifar10") == again == images.name  # packed otherwise, the same pixels
+    assert sources.identify("cifar10") == again == images.name  # packed otherwise, the same pixels
 
 
 def write_with_protocol(root, protocol):
@@ -142,12 +140,12 @@ def write_with_protocol(root, protocol):
         pixels, labels = catalogue.read_cifar10_batch(root / name)
         batch = {"data": pixels, "labels": labels}
         (root / name).write_bytes(pickle.dumps(batch, protocol=protocol))
-    return data.identify("cifar10", root)
+    return sources.identify("cifar10", root)
 
 
 def test_a_pickle_that_calls_something_is_not_opened(tmp_path, capsys):
     write_cifar10(tmp_path, extra=Evil())
-    with pytest.raises(data.DataError, match="wants to call builtins.print"):
+    with pytest.raises(sources.DataError, match="wants to call builtins.print"):
         catalogue.read_cifar10_batch(tmp_path / catalogue.CIFAR10_BATCHES[0])
     assert "never" not in capsys.readouterr().out
 
@@ -156,7 +154,7 @@ def test_a_damaged_batch_names_the_mend(tmp_path):
     write_cifar10(tmp_path)
     path = tmp_path / catalogue.CIFAR10_BATCHES[0]
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(data.DataError, match="make fetch DAY=4"):
+    with pytest.raises(sources.DataError, match="make fetch DAY=4"):
         catalogue.read_cifar10_batch(path)
 
 
@@ -166,9 +164,9 @@ def test_the_committed_cifar10_split_is_balanced_in_size():
     assert max(held_out) < 50_000
 
 
-@pytest.mark.skipif(not data.is_here("cifar10"), reason="CIFAR-10 is not on this machine")
+@pytest.mark.skipif(not sources.is_here("cifar10"), reason="CIFAR-10 is not on this machine")
 def test_real_cifar10_is_one_of_the_known_ones():
-    assert data.identify("cifar10") in ("cifar10", "cifar10-jpeg")
+    assert sources.identify("cifar10") in ("cifar10", "cifar10-jpeg")
     images = data.cifar10("study")
     assert images.validation.y.bincount().tolist() == [500] * 10
 
@@ -194,14 +192,14 @@ def test_the_generated_shapes_are_ten_classes_that_do_not_repeat():
     ],
 )
 def test_the_speech_on_this_machine_is_one_of_the_known_sets(key, names):
-    if not data.is_here(key):
+    if not sources.is_here(key):
         pytest.skip(f"{key} is not on this machine")
-    assert data.identify(key) in names
+    assert sources.identify(key) in names
 
 
 def test_speech_sets_are_named_by_their_files(tmp_path):
-    assert catalogue.recognise_librispeech(tmp_path, "dev-clean") is None
-    assert catalogue.recognise_kathleen(tmp_path) is catalogue.recognise_noise(tmp_path) is None
+    for key in ("librispeech_dev", "kathleen", "noise"):
+        assert not sources.is_here(key, tmp_path)
     files = [
         "LibriSpeech/dev-clean/84/1/84-1-0000.flac",
         "kathleen/data/a_1.wav",
@@ -212,9 +210,9 @@ def test_speech_sets_are_named_by_their_files(tmp_path):
         (tmp_path / file).touch()
     (tmp_path / "kathleen/data/a_1.txt").write_text("One text.\n")
     for key in ("librispeech_dev", "kathleen", "noise"):
-        assert "-other-" in data.identify(key, tmp_path)
-        assert not data.identify(key, tmp_path).endswith("-missing")
-    assert data.identify("librispeech_test", tmp_path).endswith("-missing")
+        assert "-other-" in sources.identify(key, tmp_path)
+        assert not sources.identify(key, tmp_path).endswith("-missing")
+    assert sources.identify("librispeech_test", tmp_path).endswith("-missing")
     assert catalogue.kathleen_files(tmp_path)["a_1"][0] == "One text."
     assert list(catalogue.noise_files(tmp_path)) == ["dog_bark/1-2-A"]
 
@@ -224,13 +222,13 @@ def test_a_complete_librispeech_part_needs_no_known_digest(tmp_path):
     folder.mkdir(parents=True)
     for i in range(2620):
         (folder / f"1-2-{i:04d}.flac").touch()
-    assert data.identify("librispeech_test", tmp_path) == "librispeech-test-clean"
+    assert sources.identify("librispeech_test", tmp_path) == "librispeech-test-clean"
     (folder / "1-2-0000.flac").unlink()
-    assert "-other-" in data.identify("librispeech_test", tmp_path)
+    assert "-other-" in sources.identify("librispeech_test", tmp_path)
 
 
 def test_a_set_without_a_checksummed_archive_says_how_to_fetch_it(tmp_path):
-    with pytest.raises(data.DataError, match="git clone https://github.com/rhasspy"):
-        data.fetch("kathleen", tmp_path)
-    with pytest.raises(data.DataError, match=r"Three ways on(.|\n)*git clone"):
-        data.ensure_available("noise", tmp_path)
+    with pytest.raises(sources.DataError, match="git clone https://github.com/rhasspy"):
+        sources.fetch("kathleen", tmp_path)
+    with pytest.raises(sources.DataError, match=r"Three ways on(.|\n)*git clone"):
+        sources.ensure_available("noise", tmp_path)

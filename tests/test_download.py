@@ -12,12 +12,11 @@ import os
 import shutil
 import tarfile
 import threading
-import zipfile
 from collections import namedtuple
 
 import pytest
 
-from utils import data, days
+from utils import days, sources
 from utils.sources import catalogue, download
 from utils.sources.download import DataError, Remote
 
@@ -72,15 +71,15 @@ def remote(*urls: str, size: int = len(CONTENT)) -> Remote:
 
 def test_a_file_arrives_and_is_not_fetched_twice(server, tmp_path):
     entry = remote(server.url("good/file.bin"))
-    assert download.download(entry, tmp_path, bar=False).read_bytes() == CONTENT
-    download.download(entry, tmp_path, bar=False)
+    assert download.download_file(entry, tmp_path, bar=False).read_bytes() == CONTENT
+    download.download_file(entry, tmp_path, bar=False)
     assert len(server.asked) == 1
     assert not list(tmp_path.glob("*.part"))
 
 
 def test_a_broken_transfer_goes_on_where_it_stopped(server, tmp_path):
     entry = remote(server.url("breaksonce/file.bin"))
-    assert download.download(entry, tmp_path, bar=False).read_bytes() == CONTENT
+    assert download.download_file(entry, tmp_path, bar=False).read_bytes() == CONTENT
     assert server.asked[0][1] is None
     assert server.asked[1][1] == f"bytes={len(CONTENT) // 2}-"
 
@@ -88,41 +87,41 @@ def test_a_broken_transfer_goes_on_where_it_stopped(server, tmp_path):
 def test_a_truncated_download_is_kept_and_said(server, tmp_path):
     entry = remote(server.url("breaks/file.bin"))
     with pytest.raises(DataError, match="truncated at .* goes on from there"):
-        download.download(entry, tmp_path, bar=False)
+        download.download_file(entry, tmp_path, bar=False)
     assert (tmp_path / "file.bin.part").stat().st_size > 0
     assert not (tmp_path / "file.bin").exists()
     good = remote(server.url("good/file.bin"))
-    assert download.download(good, tmp_path, bar=False).read_bytes() == CONTENT
+    assert download.download_file(good, tmp_path, bar=False).read_bytes() == CONTENT
     assert server.asked[-1][1].startswith("bytes=")
 
 
 def test_a_server_without_ranges_starts_anew(server, tmp_path):
     (tmp_path / "file.bin.part").write_bytes(b"x" * 1000)
     entry = remote(server.url("norange/file.bin"))
-    assert download.download(entry, tmp_path, bar=False).read_bytes() == CONTENT
+    assert download.download_file(entry, tmp_path, bar=False).read_bytes() == CONTENT
 
 
 def test_a_wrong_part_is_thrown_away_and_fetched_again(server, tmp_path):
     (tmp_path / "file.bin.part").write_bytes(b"x" * 1000)
     entry = remote(server.url("good/file.bin"))
-    assert download.download(entry, tmp_path, bar=False).read_bytes() == CONTENT
+    assert download.download_file(entry, tmp_path, bar=False).read_bytes() == CONTENT
 
 
 def test_wrong_checksum_is_never_accepted(server, tmp_path):
     with pytest.raises(DataError, match="wrong checksum"):
-        download.download(remote(server.url("wrong/file.bin")), tmp_path, bar=False)
+        download.download_file(remote(server.url("wrong/file.bin")), tmp_path, bar=False)
     assert list(tmp_path.glob("file.bin*")) == []
 
 
 def test_the_next_mirror_is_tried(server, tmp_path):
     urls = [server.url(f"{kind}/file.bin") for kind in ("missing", "wrong", "good")]
-    assert download.download(remote(*urls), tmp_path, bar=False).read_bytes() == CONTENT
+    assert download.download_file(remote(*urls), tmp_path, bar=False).read_bytes() == CONTENT
 
 
 def test_no_network_is_one_clear_sentence(tmp_path):
     entry = remote("http://127.0.0.1:9/file.bin")  # the discard port: nobody listens
     with pytest.raises(DataError, match="no connection.*copy the file"):
-        download.download(entry, tmp_path, bar=False)
+        download.download_file(entry, tmp_path, bar=False)
 
 
 def test_an_answer_that_does_not_end_is_cut_off(server, tmp_path):
@@ -131,14 +130,14 @@ def test_an_answer_that_does_not_end_is_cut_off(server, tmp_path):
         (server.url("good/file.bin"),), 1000, "sha256:" + hashlib.sha256(short).hexdigest()
     )
     with pytest.raises(DataError, match="wrong checksum"):
-        download.download(entry, tmp_path, bar=False)
+        download.download_file(entry, tmp_path, bar=False)
 
 
 def test_free_space_is_looked_at_first(server, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 10**6, 1000))
     with pytest.raises(DataError, match="Not enough space.*STUDY_DATA"):
-        download.download(remote(server.url("good/file.bin")), tmp_path, bar=False)
+        download.download_file(remote(server.url("good/file.bin")), tmp_path, bar=False)
     assert not server.asked
 
 
@@ -154,7 +153,7 @@ def test_a_disk_that_fills_up_is_said_and_the_part_is_kept(server, tmp_path, mon
     monkeypatch.setattr(download, "open", opened, raising=False)
     entry = remote(server.url("good/file.bin"))
     with pytest.raises(DataError, match="disk is full.*goes on from there"):
-        download.download(entry, tmp_path, bar=False)
+        download.download_file(entry, tmp_path, bar=False)
     kept = (tmp_path / "file.bin.part").read_bytes()
     assert kept
     assert CONTENT.startswith(kept)
@@ -200,34 +199,10 @@ def test_hostile_tar_is_refused_whole(tmp_path, bad):
     assert not (tmp_path / "out.txt").exists()
 
 
-@pytest.mark.parametrize("name", ["../out.txt", "/out.txt", "a/../../out.txt"])
-def test_hostile_zip_is_refused_whole(tmp_path, name):
-    archive, folder = tmp_path / "a.zip", tmp_path / "in"
-    with zipfile.ZipFile(archive, "w") as z:
-        z.writestr("good.txt", "good")
-        z.writestr(name, "bad")
-    with pytest.raises(DataError, match="refused"):
-        download.unpack(archive, folder, limit=10**6)
-    assert list(folder.iterdir()) == []
-
-
-def test_zip_with_a_link_is_refused(tmp_path):
-    archive = tmp_path / "a.zip"
-    with zipfile.ZipFile(archive, "w") as z:
-        info = zipfile.ZipInfo("link")
-        info.external_attr = 0xA1FF << 16
-        z.writestr(info, "/etc/passwd")
-    with pytest.raises(DataError, match="link"):
-        download.unpack(archive, tmp_path / "in", limit=10**6)
-
-
-@pytest.mark.parametrize("suffix", [".tar.gz", ".zip", ".gz"])
+@pytest.mark.parametrize("suffix", [".tar.gz", ".gz"])
 def test_more_than_it_should_hold_is_refused(tmp_path, suffix):
     archive, content = tmp_path / f"bomb{suffix}", b"0" * 1_000_000
-    if suffix == ".zip":
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as z:
-            z.writestr("bomb", content)
-    elif suffix == ".gz":
+    if suffix == ".gz":
         archive.write_bytes(gzip.compress(content))
     else:
         tar_with(archive, (member("bomb"), content))
@@ -285,7 +260,7 @@ def toy_set(tmp_path, monkeypatch):
         url = f"http://127.0.0.1:{s.server_port}/{name}.gz"
         files.append(Remote((url,), len(packed), "md5:" + hashlib.md5(packed).hexdigest()))
     checksums = {f"Toy/raw/{n}": f"sha256:{hashlib.sha256(c).hexdigest()}" for n, c in raw.items()}
-    entry = catalogue.Source("toy", tuple(files), "Toy/raw", 3500, checksums, "none")
+    entry = catalogue.Source("toy", "none", "Toy/raw", tuple(files), 3500, checksums)
     monkeypatch.setitem(catalogue.SOURCES, "toy", entry)
     second = days.Day(2, "Training_Loop", "accuracy", ("toy",))
     monkeypatch.setattr(days, "ALL", (second,))
@@ -296,30 +271,30 @@ def toy_set(tmp_path, monkeypatch):
 
 def test_fetch_unpacks_and_identifies(toy_set):
     root, served = toy_set
-    assert data.ensure_available("toy", root) == "toy"
+    assert sources.ensure_available("toy", root) == "toy"
     assert (root / "Toy/raw/a-ubyte").read_bytes() == b"a" * 3000
     assert not list((root / ".downloads").glob("*.gz"))
     shutil.rmtree(served)  # from here on there is no network
-    assert data.ensure_available("toy", root) == "toy"
+    assert sources.ensure_available("toy", root) == "toy"
 
 
 def test_a_set_is_named_by_what_it_is(toy_set):
     root, _ = toy_set
-    data.fetch("toy", root, bar=False)
+    sources.fetch("toy", root, bar=False)
     (root / "Toy/raw/a-ubyte").write_bytes(b"something else in the same place")
-    assert data.identify("toy", root).startswith("toy-other-")
-    assert data.ensure_available("toy", root) == data.identify("toy", root)
+    assert sources.identify("toy", root).startswith("toy-other-")
+    assert sources.ensure_available("toy", root) == sources.identify("toy", root)
 
 
 def test_missing_data_names_three_ways_on(toy_set):
     root, served = toy_set
     shutil.rmtree(served)
     with pytest.raises(DataError) as caught:
-        data.ensure_available("toy", root)
+        sources.ensure_available("toy", root)
     for way in ("make fetch DAY=2", "STUDY_DATA=/path", 'PROFILE = "quick"'):
         assert way in str(caught.value)
 
 
 def test_unknown_set_lists_the_known_ones():
     with pytest.raises(DataError, match="there are: mnist"):
-        data.fetch("mnits")
+        sources.fetch("mnits")

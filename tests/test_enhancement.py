@@ -45,7 +45,7 @@ from Day14_Enhancement.train import (
     train_enhancer,
     validation_quality,
 )
-from utils import data, tuning
+from utils import sources, tuning
 from utils.features import SAMPLE_RATE, fixed_length
 from utils.logger import RunLogger, read_table
 from utils.models.ecapa_tdnn import RandomSegments
@@ -498,7 +498,7 @@ def test_noise_is_parted_in_time():
 
 
 @pytest.mark.skipif(
-    not data.is_here("noise") or not data.is_here("speech_commands"),
+    not sources.is_here("noise") or not sources.is_here("speech_commands"),
     reason="the real noises are not here",
 )
 def test_the_noises_of_day_14_are_other_recordings_in_the_test():

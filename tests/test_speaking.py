@@ -13,13 +13,13 @@ from Day11_Voice_Cloning import synthesize, train
 from Day11_Voice_Cloning.waveglow import WaveGlow, WaveGlowConfig
 from tools import results
 from utils import days
-from utils.data import DataError
 from utils.features import SAMPLE_RATE, AudioError, as_float
 from utils.models import ecapa_tdnn
 from utils.models.fastspeech import FastSpeech, FastSpeechConfig
 from utils.models.tacotron2 import Tacotron2, TacotronConfig
 from utils.models.tts_text import TextError, expand_text
 from utils.sources.catalogue import SPLITS, read_lines
+from utils.sources.download import DataError
 from utils.speech import corpora
 
 NOISE = 0.1 * torch.randn(2 * SAMPLE_RATE, generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,7 @@ import torch
 
 from Day07_Speech_Commands import recognise
 from Day07_Speech_Commands.networks import LearnedFrontEnd, TCResNet
-from utils import data, days, features
+from utils import days, features, sources
 from utils.features import MFCC, SAMPLE_RATE, AudioError, LogMel
 from utils.models import keyword_net
 from utils.models.keyword_net import CNN2d, KeywordNet
@@ -87,7 +87,7 @@ def test_a_damaged_pack_says_so(tmp_path):
     pack(target, some, bar=False)
     samples = (target / "samples.i16").read_bytes()
     (target / "samples.i16").write_bytes(samples[:-100])
-    with pytest.raises(data.DataError, match="damaged"):
+    with pytest.raises(sources.DataError, match="damaged"):
         Pack(target)
 
 
@@ -153,14 +153,14 @@ def test_the_full_profile_takes_all_words_by_the_sets_own_lists(small_set):
 def test_missing_clips_stop_the_day(small_set):
     for path in list((small_set / "up").iterdir()):
         path.unlink()
-    with pytest.raises(data.DataError, match="are not in"):
+    with pytest.raises(sources.DataError, match="are not in"):
         speech_commands("study")
 
 
 def test_known_copies_are_known_by_their_clips(small_set, tmp_path):
-    assert data.is_here("speech_commands")
+    assert sources.is_here("speech_commands")
     old = small_set.rename(small_set.with_name("speech_commands_v0.01"))
-    assert data.identify("speech_commands").startswith("speech_commands_v1-other-")
+    assert sources.identify("speech_commands").startswith("speech_commands_v1-other-")
     assert catalogue.speech_commands_folder(tmp_path) == old
     assert catalogue.speech_commands_folder(tmp_path / "nowhere") is None
 
@@ -273,7 +273,7 @@ def test_spec_augment_works_in_training_only():
 
 
 def test_the_real_set_when_it_is_here(pytestconfig):
-    if not data.is_here("speech_commands"):
+    if not sources.is_here("speech_commands"):
         pytest.skip("Speech Commands is not on this machine")
     words = speech_commands("study")
     assert len(words.test) >= 500
@@ -393,7 +393,7 @@ def small_corpora(tmp_path, monkeypatch):
 
 
 def test_corpora_on_disk_are_read_by_the_lists(small_corpora):
-    assert data.identify("librispeech_dev") == "librispeech-dev-clean-half"
+    assert sources.identify("librispeech_dev") == "librispeech-dev-clean-half"
     extra = small_corpora / "LibriSpeech/dev-clean/84/121123/84-121123-9999.flac"
     write_flac(extra)
     with open(extra.with_name("84-121123.trans.txt"), "a") as f:
@@ -410,7 +410,7 @@ def test_corpora_on_disk_are_read_by_the_lists(small_corpora):
         path.unlink()
     for path in list((small_corpora / "LibriSpeech/test-clean").glob("[4-8]*/*/*.flac")):
         path.unlink()
-    with pytest.raises(data.DataError, match="of the test list are not in test-clean"):
+    with pytest.raises(sources.DataError, match="of the test list are not in test-clean"):
         librispeech("study")
 
 
@@ -420,7 +420,7 @@ def test_kathleen_and_the_noises_are_read_by_the_lists(small_corpora):
     assert (len(corpus.validation), len(corpus.test)) == (57, 76)
     assert corpus.train.rate == 22_050
     assert corpus.train.lengths[0] == 2 * 22_050
-    assert data.identify("noise") == "esc10"
+    assert sources.identify("noise") == "esc10"
     some = noises("study")
     assert some.name == "esc10"
     assert len(some.train) == len(some.test) == 10

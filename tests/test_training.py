@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from utils.data import Batches, Split, cutout, random_flip, random_shift
+from utils.data import Batches, Split, random_flip, random_shift
 from utils.device import seed_everything
 from utils.training import (
     Diverged,
@@ -156,14 +156,6 @@ def test_flip_mirrors_about_half_and_nothing_else():
     mirrored = (flipped == x.flip(3)).flatten(1).all(1)
     assert (same ^ mirrored).all()
     assert 150 < same.sum() < 250
-
-
-def test_cutout_blanks_one_whole_square():
-    holes = cutout(torch.ones(300, 3, 16, 16), torch.Generator().manual_seed(0), size=5) == 0
-    assert (holes.sum((1, 2, 3)) == 3 * 25).all()
-    assert torch.equal(holes[:, 0], holes[:, 2])
-    places = {(int(h.any(1).int().argmax()), int(h.any(0).int().argmax())) for h in holes[:, 0]}
-    assert len(places) > 80  # of 144
 
 
 # --- killed and resumed -----------------------------------------------------------

@@ -151,16 +151,16 @@ def places() -> Iterator[Check]:
 
 def data_sets() -> Iterator[Check]:
     """Real data. The quick profile needs none, so a set that is not here is a note."""
-    from utils import data
+    from utils import sources
     from utils.sources import catalogue
 
     for name in catalogue.SOURCES:
         numbers = days.using(name)
         what = f"{name} (days {', '.join(map(str, numbers))})"
         fetch = f"make fetch DAY={numbers[0]}"
-        if not data.is_here(name):
+        if not sources.is_here(name):
             yield Check("note", f"{what} is not here", f"for the study profile: {fetch}")
-        elif "-other-" in (found := data.identify(name)):
+        elif "-other-" in (found := sources.identify(name)):
             fix = f"your rows will name it so; for the original move it away, then: {fetch}"
             yield Check("note", f"{what} is {found}, a copy that is not known here", fix)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from utils import data, days
+from utils import days, sources
 from utils.sources import catalogue
 
 
@@ -14,11 +14,11 @@ def fetch(names: list[str], day: int | None = None) -> int:
     elif not wanted:
         for name, source in catalogue.SOURCES.items():
             size = sum(f.size for f in source.files) / 1e6
-            state = data.identify(name) if data.is_here(name) else "not here"
+            state = sources.identify(name) if sources.is_here(name) else "not here"
             print(f"{name}: {size:,.0f} MB, days {days.using(name)}, {source.licence}: {state}")
     for name in dict.fromkeys(wanted):
-        data.fetch(name)
+        sources.fetch(name)
         print(
-            f"{name}: {data.identify(name)} in {data.data_root() / catalogue.source(name).folder}"
+            f"{name}: {sources.identify(name)} in {sources.data_root() / catalogue.source(name).folder}"
         )
     return 0

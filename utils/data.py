@@ -1,114 +1,16 @@
-"""Where data lies, how it gets there, what it is, and how it reaches the model.
-
-The root is `$STUDY_DATA`, by default `data/` in the repository. Each set has the layout of torchvision,
-torchaudio or Hugging Face, so a copy that you already have is used as it is.
-"""
+"""Image sets in memory, and how their batches reach the model."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from .days import ROOT, check_profile, using
-from .sources.catalogue import CIFAR10_BATCHES, SPLITS, read_cifar10_batch, read_lines, source
-from .sources.download import DataError, check_space, digest, download, unpack, verify
-
-
-def data_root() -> Path:
-    """`$STUDY_DATA`, by default `data/` in the repository."""
-    return Path(os.environ.get("STUDY_DATA") or ROOT / "data").expanduser()
-
-
-def is_here(name: str, root: Path | None = None) -> bool:
-    """Whether the files of the set are on disk, whatever they hold."""
-    root, entry = root or data_root(), source(name)
-    if entry.recognise:
-        return entry.recognise(root) is not None
-    return all((root / file).is_file() for file in entry.checksums)
-
-
-def identify(name: str, root: Path | None = None) -> str:
-    """What the set on disk is, by the digests of its files: its name, or `name-other-1a2b3c4d`.
-
-    A result is called after this, never after what the folder was meant to hold.
-    """
-    root, entry = root or data_root(), source(name)
-    if entry.recognise:
-        return entry.recognise(root) or f"{entry.name}-missing"
-    if all(verify(root / file, wanted) for file, wanted in entry.checksums.items()):
-        return entry.name
-    if entry.content:
-        mark = hashlib.sha256(entry.content(root)).hexdigest()
-    else:
-        digests = "".join(digest(root / file) for file in sorted(entry.checksums))
-        mark = hashlib.sha256(digests.encode()).hexdigest()
-    return entry.variants.get(mark, f"{entry.name}-other-{mark[:8]}")
-
-
-def fetch(name: str, root: Path | None = None, bar: bool = True) -> Path:
-    """Fetch, verify and unpack a set; does nothing when it is there. Returns the root.
-
-    Raises DataError in one sentence: no network, wrong checksum, full disk, refused archive.
-    """
-    root, entry = root or data_root(), source(name)
-    if is_here(name, root):
-        return root
-    if not entry.files:
-        command = entry.manual_download.format(folder=_shown(root / entry.folder))
-        raise DataError(
-            f"{name} has no archive with a published checksum, so it is fetched by hand: {command}"
-        )
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        check_space(root, sum(f.size for f in entry.files) + entry.unpacked_bytes)
-        downloads = root / ".downloads"
-        archives = [download(remote, downloads, bar=bar) for remote in entry.files]
-    except PermissionError as e:
-        raise DataError(
-            f"{e.filename} cannot be written. Choose another place with STUDY_DATA=/path."
-        ) from e
-    for archive in archives:
-        unpack(archive, root / entry.folder, limit=entry.unpacked_bytes)
-    for archive in archives:
-        archive.unlink()
-    if identify(name, root) != entry.name:
-        raise DataError(
-            f"{name} was unpacked into {_shown(root / entry.folder)}, but its files are not the known "
-            "ones. Delete the folder and fetch again."
-        )
-    return root
-
-
-def ensure_available(name: str, root: Path | None = None) -> str:
-    """Make sure that a set is on disk, fetching it where there is network; return what it is.
-
-    Raises DataError with the three ways on when it is not there and cannot be fetched.
-    """
-    root, entry = root or data_root(), source(name)
-    if not is_here(name, root):
-        try:
-            fetch(name, root)
-        except DataError as e:
-            day, held = using(name)[0], entry.expected_path or entry.folder
-            raise DataError(
-                f"The data set {name} is not in {_shown(root)} and could not be fetched. Three ways on:\n"
-                f"  1. where there is network:    make fetch DAY={day}\n"
-                f"  2. a copy that you have:      STUDY_DATA=/path  (a folder that holds {held})\n"
-                f'  3. the bundled sample:        PROFILE = "quick"\n'
-                f"Why: {e}"
-            ) from e
-    return identify(name, root)
-
-
-def _shown(path: Path) -> str:
-    """A path as a reader of the notebook may see it: without this machine's folders."""
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+from .days import check_profile
+from .sources import data_root, ensure_available
+from .sources.catalogue import CIFAR10_BATCHES, SPLITS, read_cifar10_batch, read_lines
 
 
 @dataclass
@@ -284,18 +186,3 @@ def random_flip(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Mirror each image of `(batch, channels, height, width)` left to right with probability 1/2."""
     mirrored = (torch.rand(len(x), generator=generator) < 0.5).to(x.device)
     return torch.where(mirrored[:, None, None, None], x.flip(3), x)
-
-
-def cutout(x: torch.Tensor, generator: torch.Generator, size: int = 8) -> torch.Tensor:
-    """Set a square of `size` pixels at a random place of each image to 0, the mean.
-
-    `(batch, channels, height, width)`; DeVries & Taylor, 2017, arXiv:1708.04552.
-    """
-    n, _, height, width = x.shape
-    draw = torch.rand(2, n, generator=generator).to(x.device)
-    top = (draw[0] * (height - size + 1)).long()[:, None]
-    left = (draw[1] * (width - size + 1)).long()[:, None]
-    rows, columns = (torch.arange(k, device=x.device)[None] for k in (height, width))
-    inside_rows = (rows >= top) & (rows < top + size)
-    inside_columns = (columns >= left) & (columns < left + size)
-    return x.masked_fill((inside_rows[:, :, None] & inside_columns[:, None, :])[:, None], 0.0)

@@ -1,7 +1,4 @@
-"""Files from the network, safely: resume, checksum, mirrors, free space, careful unpacking.
-
-Knows nothing about any data set (that is `utils.data`) and needs only the standard library, tqdm and filelock.
-"""
+"""Safe downloads: resume, checksum, mirrors, free space, careful unpacking. Knows nothing about any data set."""
 
 from __future__ import annotations
 
@@ -15,11 +12,8 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
-import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 from filelock import FileLock
 from tqdm import tqdm
@@ -29,7 +23,7 @@ TRIES_PER_MIRROR = 3
 
 
 class DataError(RuntimeError):
-    """Data could not be had; the message says why and what to do next."""
+    """Data is not available; the message says why and what to do next."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def download(remote: Remote, folder: Path, timeout: float = 20.0, bar: bool = True) -> Path:
+def download_file(remote: Remote, folder: Path, timeout: float = 20.0, bar: bool = True) -> Path:
     """Fetch `remote` into `folder` and return its path.
 
     A complete file with the right checksum is left alone. A transfer that broke off leaves a
@@ -99,7 +93,7 @@ def download(remote: Remote, folder: Path, timeout: float = 20.0, bar: bool = Tr
 
 
 def _from_mirror(url: str, remote: Remote, part: Path, timeout: float, bar: bool) -> str | None:
-    """Try one mirror; None when `part` is complete and right, else the reason why not."""
+    """Try one mirror; None when `part` is complete and correct, else the reason why not."""
     reason = "not tried"
     for _ in range(TRIES_PER_MIRROR):
         try:
@@ -117,13 +111,9 @@ def _from_mirror(url: str, remote: Remote, part: Path, timeout: float, bar: bool
             reason = f"the connection broke ({type(e).__name__})"
             continue
         except OSError as e:
-            if e.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DataError(
-                    f"The disk is full: {remote.filename} stopped at {part.stat().st_size:,} of "
-                    f"{remote.size:,} bytes. Make room and run the same command again (it goes on "
-                    "from there), or put the data on another disk with STUDY_DATA=/path."
-                ) from e
-            raise
+            if not _is_full(e):
+                raise
+            raise _disk_full(f"{remote.filename} stopped half way") from e
         got = part.stat().st_size
         if got < remote.size:
             reason = f"truncated at {got:,} of {remote.size:,} bytes"
@@ -143,111 +133,90 @@ def _transfer(url: str, remote: Remote, part: Path, timeout: float, bar: bool) -
             return
         part.unlink()
         have = 0
-    headers = {"User-Agent": "ml_speech_learning", **({"Range": f"bytes={have}-"} if have else {})}
-    request = urllib.request.Request(url, headers=headers)
+    request = urllib.request.Request(url, headers={"User-Agent": "ml_speech_learning"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
     with urllib.request.urlopen(request, timeout=timeout) as response:
         if response.status != 206:
             have = 0
-        with (
-            open(part, "ab" if have else "wb") as out,
-            tqdm(
-                total=remote.size,
-                initial=have,
-                unit="B",
-                unit_scale=True,
-                desc=remote.filename,
-                disable=not bar,
-            ) as progress,
-        ):
+        shown = tqdm(
+            total=remote.size,
+            initial=have,
+            unit="B",
+            unit_scale=True,
+            desc=remote.filename,
+            disable=not bar,
+        )
+        with shown, open(part, "ab" if have else "wb") as out:
             while chunk := response.read(CHUNK):
                 out.write(chunk)
-                progress.update(len(chunk))
+                shown.update(len(chunk))
                 if out.tell() > remote.size:  # a login page, or an endless answer
                     break
 
 
 def unpack(archive: Path, folder: Path, limit: int) -> None:
-    """Unpack a `.tar.*`, `.tgz`, `.zip` or single-file `.gz` into `folder`.
+    """Unpack a `.tar.*`, `.tgz` or single-file `.gz` into `folder`.
 
-    Nothing leaves `folder`: absolute names, `..`, links and devices are refused before a single
-    file is written, and so is more than `limit` bytes of content. Files appear whole or not at all
-    (they are unpacked beside and then moved). Raises DataError.
+    Absolute names, `..`, links and devices are refused before a single file is written, and so are more than
+    `limit` bytes of content. Files appear whole or not at all (they are unpacked beside, then moved). Raises
+    DataError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".unpack-", suffix=".tmp", dir=folder))
     try:
-        written = 0
-        for name, stream in _members(archive):
-            target = scratch / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with stream, open(target, "wb") as out:
-                while chunk := stream.read(CHUNK):
-                    written += len(chunk)
-                    if written > limit:
-                        raise DataError(
-                            f"{archive.name} unpacks to more than the {limit:,} bytes it should "
-                            "have: it was refused. Fetch it again, or tell the maintainers."
-                        )
-                    out.write(chunk)
+        if tarfile.is_tarfile(archive):
+            with tarfile.open(archive) as tar:
+                members = tar.getmembers()
+                if bad := next((m for m in members if not _is_safe(m)), None):
+                    raise _refused(archive, f"contains {bad.name!r}, a link or a path outside")
+                if sum(m.size for m in members) > limit:
+                    raise _refused(archive, f"unpacks to more than {limit:,} bytes")
+                tar.extractall(scratch, filter="data")
+        elif archive.suffix == ".gz":
+            with gzip.open(archive) as stream:
+                content = stream.read(limit + 1)
+            if len(content) > limit:
+                raise _refused(archive, f"unpacks to more than {limit:,} bytes")
+            (scratch / archive.stem).write_bytes(content)
+        else:
+            raise DataError(f"{archive.name} is no archive that can be unpacked. Fetch it again.")
         _merge(scratch, folder)
-    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError) as e:
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError) as e:
         raise DataError(f"{archive.name} is damaged ({e}). Delete it and fetch again.") from e
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(
-                f"The disk is full: {archive.name} could not be unpacked into {folder}. Make room, "
-                "or put the data on another disk with STUDY_DATA=/path."
-            ) from e
-        raise
+        if not _is_full(e):
+            raise
+        raise _disk_full(f"{archive.name} could not be unpacked") from e
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _members(archive: Path) -> Iterator[tuple[PurePosixPath, BinaryIO]]:
-    """(safe relative name, open stream) of each file; checks every name before yielding any."""
-    if tarfile.is_tarfile(archive):
-        with tarfile.open(archive) as tar:
-            members = tar.getmembers()
-            for m in members:
-                if not (m.isfile() or m.isdir()):
-                    raise DataError(
-                        f"{archive.name} holds a link or device ({m.name!r}) and was refused: "
-                        "nothing was unpacked. Fetch it again from the original site."
-                    )
-                _safe_name(m.name, archive)
-            for m in members:
-                if m.isfile():
-                    stream = tar.extractfile(m)
-                    assert stream is not None  # isfile() says so
-                    yield _safe_name(m.name, archive), stream
-    elif zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as z:
-            for info in z.infolist():
-                if (info.external_attr >> 28) == 0xA:
-                    raise DataError(
-                        f"{archive.name} holds a link ({info.filename!r}) and was refused: "
-                        "nothing was unpacked. Fetch it again from the original site."
-                    )
-                _safe_name(info.filename, archive)
-            for info in z.infolist():
-                if not info.is_dir():
-                    yield _safe_name(info.filename, archive), z.open(info)
-    elif archive.suffix == ".gz":
-        yield PurePosixPath(archive.stem), gzip.open(archive, "rb")  # noqa: SIM115  closed by unpack
-    else:
-        raise DataError(
-            f"{archive.name} is no archive that can be unpacked. Delete it and fetch again."
-        )
+def _is_safe(member: tarfile.TarInfo) -> bool:
+    """Whether it is a file or folder whose name stays inside, on Windows too."""
+    path = PurePosixPath(member.name.replace("\\", "/"))
+    outside = (
+        not path.parts or path.is_absolute() or ".." in path.parts or path.parts[0].endswith(":")
+    )
+    return (member.isfile() or member.isdir()) and not outside
 
 
-def _safe_name(name: str, archive: Path) -> PurePosixPath:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if not path.parts or path.is_absolute() or ".." in path.parts or path.parts[0].endswith(":"):
-        raise DataError(
-            f"{archive.name} wants to write outside its folder ({name!r}) and was refused: "
-            "nothing was unpacked. Fetch it again from the original site."
-        )
-    return path
+def _refused(archive: Path, reason: str) -> DataError:
+    return DataError(
+        f"{archive.name} {reason}, so it was refused and nothing was unpacked. Fetch it again from the "
+        "original site, or tell the maintainers."
+    )
+
+
+def _is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _disk_full(what: str) -> DataError:
+    return DataError(
+        f"The disk is full: {what}. Make room and run the same command again (it goes on from there), or "
+        "put the data on another disk with STUDY_DATA=/path."
+    )
 
 
 def _merge(source: Path, folder: Path) -> None:

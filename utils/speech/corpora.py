@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import data, days
-from ..data import DataError, Split
+from .. import days, sources
+from ..data import Split
 from ..days import ROOT, check_profile
 from ..features import SAMPLE_RATE, as_float, fixed_length, read_audio, resample, to_level
-from ..sources import catalogue
+from ..sources import DataError, catalogue
 from ..sources.catalogue import SPLITS, read_lines
 from .pack import Item, pack, to_int16
 
@@ -89,8 +89,8 @@ def speech_commands(profile: str) -> Words:
     """
     if check_profile(profile) == "quick":
         return sample_words()
-    found = data.ensure_available("speech_commands")
-    folder = catalogue.speech_commands_folder(data.data_root())
+    found = sources.ensure_available("speech_commands")
+    folder = catalogue.speech_commands_folder(sources.data_root())
     if profile == "study":
         lists = {
             p: read_lines(SPLITS / f"speech_commands_{p}.txt")
@@ -135,7 +135,7 @@ def speech_commands(profile: str) -> Words:
 
 def packs() -> Path:
     """Where packs are written: beside the data, or under `runs/` where the data is read-only."""
-    root = data.data_root()
+    root = sources.data_root()
     return (root if os.access(root, os.W_OK) else days.runs()) / "packed"
 
 
@@ -320,8 +320,8 @@ def librispeech(profile: str) -> SpeechCorpus:
     """
     if check_profile(profile) == "quick":
         return _sample_sentences("voice", (11, 13))
-    found = {p: data.ensure_available(f"librispeech_{p}") for p in ("dev", "test")}
-    root = data.data_root()
+    found = {p: sources.ensure_available(f"librispeech_{p}") for p in ("dev", "test")}
+    root = sources.data_root()
     lists = {
         p: read_lines(SPLITS / f"librispeech_{p}.txt") for p in ("train", "validation", "test")
     }
@@ -362,15 +362,15 @@ def kathleen(profile: str) -> SpeechCorpus:
     """
     if check_profile(profile) == "quick":
         return _sample_sentences("text", (130, 140))
-    found = data.ensure_available("kathleen")
-    files = catalogue.kathleen_files(data.data_root())
+    found = sources.ensure_available("kathleen")
+    files = catalogue.kathleen_files(sources.data_root())
     lists = {p: read_lines(SPLITS / f"kathleen_{p}.txt") for p in ("validation", "test")}
     held_out = {files[n][0] for names in lists.values() for n in names if n in files}
     train = [name for name, (text, _) in files.items() if text not in held_out]
     parts = []
     for part, names in {"train": train, **lists}.items():
         items = [Item(n, files[n][1], files[n][0], "kathleen") for n in names if n in files]
-        _check_complete(items, names, part, data.data_root() / "kathleen", day=11)
+        _check_complete(items, names, part, sources.data_root() / "kathleen", day=11)
         parts.append(_packed(f"{found}_{part}", items, KATHLEEN_RATE))
     return SpeechCorpus(found, *parts, found)
 
@@ -438,13 +438,13 @@ def noises(profile: str) -> Noises:
         return Noises(
             "sample-noise", *({k: to_level(v, -20.0) for k, v in n.items()} for n in (train, test))
         )
-    found = data.ensure_available("noise")
-    files = catalogue.noise_files(data.data_root())
+    found = sources.ensure_available("noise")
+    files = catalogue.noise_files(sources.data_root())
     parts = []
     for part in ("train", "test"):
         names = read_lines(SPLITS / f"noise_{part}.txt")
         there = [Item(n, files[n]) for n in names if n in files]
-        _check_complete(there, names, part, data.data_root() / "noise", day=10)
+        _check_complete(there, names, part, sources.data_root() / "noise", day=10)
         by_kind: dict[str, list[torch.Tensor]] = {}
         for item in there:
             wave = to_level(without_silence(read_audio(item.path)), -20.0)
