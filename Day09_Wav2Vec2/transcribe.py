@@ -112,9 +112,8 @@ def transcribe(
         x = ctc.normalise_waves(piece[None].to(recogniser.device), lengths)
         logits, frames = recogniser(x, lengths)
         if model or beam:
-            log_probs = logits[0].float().log_softmax(-1)
-            best = ctc.beam_search(log_probs, vocabulary, model=model, **beam)
-            texts.append(best[0].text)
+            log_probs = logits.float().log_softmax(-1)
+            texts += ctc.beam_texts(log_probs, vocabulary, model=model, **beam)
         else:
             texts += greedy(logits, frames, vocabulary)
     return " ".join(t for t in texts if t)

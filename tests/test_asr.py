@@ -152,6 +152,31 @@ def test_with_a_list_of_words_nothing_else_is_written(seed, with_model):
         beam_search(log_probs, TINY, words=[])
 
 
+@pytest.mark.parametrize("with_model", [False, True])
+def test_the_librarys_lexicon_decoder_writes_the_same_texts(with_model):
+    pytest.importorskip("flashlight", reason="flashlight-text has no wheel for this Python")
+    g = torch.Generator().manual_seed(0)
+    known = ["AB", "B", "AA"]
+    model = WordModel(["B AB", "AB AA", "B"], order=2) if with_model else None
+    several = [(3 * torch.randn(n, 4, generator=g)).log_softmax(-1) for n in [*range(1, 13), 0]]
+    found = ctc.beam_texts(several, TINY, 200, model, alpha=0.8, beta=0.3, words=known)
+    every = (
+        beam_search(p, TINY, 200, model, alpha=0.8, beta=0.3, floor=-math.inf, words=known)
+        for p in several
+    )
+    assert found == [hypotheses[0].text for hypotheses in every]
+
+
+def test_texts_without_a_lexicon_or_the_library_are_those_of_beam_search(monkeypatch):
+    log_probs = torch.randn(6, 4, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
+    assert ctc.beam_texts([log_probs], TINY) == [beam_search(log_probs, TINY)[0].text]
+    monkeypatch.setattr(ctc, "find_spec", lambda name: None)
+    wanted = beam_search(log_probs, TINY, words=["AB", "B"])[0].text
+    assert ctc.beam_texts([log_probs], TINY, words=["AB", "B"]) == [wanted]
+    with pytest.raises(ValueError, match="empty list"):
+        ctc.beam_texts([log_probs], TINY, words=[])
+
+
 def test_a_word_that_was_not_finished_is_not_said():
     log_probs = torch.full((1, 4), 1e-6).log()
     log_probs[0, 2] = 0.0  # A, and there is no word A

@@ -18,6 +18,7 @@ COMMANDS = {
     "ipykernel": "the kernel of the notebooks",
     "ruff": "`make check`",
     "datasets": "Day 9 will read one corpus with it",
+    "flashlight-text": "torchaudio's lexicon decoder is built on it",
 }
 """Packages that no line imports, and what they are for."""
 

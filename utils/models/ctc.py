@@ -5,10 +5,13 @@ from __future__ import annotations
 import html
 import itertools
 import math
+import tempfile
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -256,6 +259,77 @@ def beam_search(
         added[text] = bonus
     found = [Hypothesis(text, p + added[text]) for text, p in heard.items()]
     return sorted(found, key=lambda h: h.score, reverse=True)
+
+
+def beam_texts(
+    log_probs: Sequence[Tensor],
+    vocabulary: Vocabulary,
+    beam: int = 16,
+    model: WordModel | None = None,
+    alpha: float = 0.5,
+    beta: float = 1.0,
+    floor: float = -12.0,
+    words: Collection[str] | None = None,
+) -> list[str]:
+    """The best text of each utterance by beam search; `log_probs` are `(frames, symbols)` each.
+
+    With a list of `words`, torchaudio's lexicon decoder does it where `flashlight-text` is installed: three to
+    six times as fast as `beam_search` at the same width. It has no `floor` and prunes differently, so a few unclear
+    utterances get another text.
+    """
+    if not words or find_spec("flashlight") is None:
+        options = (beam, model, alpha, beta, floor, words)
+        return [beam_search(p, vocabulary, *options)[0].text for p in log_probs]
+    decoder = _lexicon_decoder(vocabulary, sorted(words), beam, model, alpha, beta)
+    ending = torch.full((1, len(vocabulary)), -1e4)  # a text ends with a separator
+    ending[0, vocabulary.symbols.index(SEPARATOR)] = 0.0
+    texts = []
+    for rows in log_probs:
+        emissions = torch.cat([rows.float().cpu(), ending])  # (frames + 1, symbols)
+        (found,) = decoder(emissions[None].contiguous())
+        texts.append(" ".join(found[0].words) if found else "")
+    return texts
+
+
+def _lexicon_decoder(
+    vocabulary: Vocabulary,
+    words: Sequence[str],
+    beam: int,
+    model: WordModel | None,
+    alpha: float,
+    beta: float,
+):
+    """torchaudio's `ctc_decoder` for these words, with the word model as its language model."""
+    from torchaudio.models.decoder import CTCDecoderLM, CTCDecoderLMState, ctc_decoder
+
+    class WordScores(CTCDecoderLM):
+        """Log probabilities of `model`; a state stands for the words so far."""
+
+        def start(self, start_with_nothing: bool) -> CTCDecoderLMState:
+            state = CTCDecoderLMState()
+            self.histories = {state: ()}
+            return state
+
+        def score(self, state: CTCDecoderLMState, number: int) -> tuple[CTCDecoderLMState, float]:
+            history, word, longer = self.histories[state], lines[number], state.child(number)
+            self.histories[longer] = (*history, word)
+            return longer, model.log_prob(word, history)
+
+        def finish(self, state: CTCDecoderLMState) -> tuple[CTCDecoderLMState, float]:
+            return state, model.log_prob(model.END, self.histories[state])
+
+    lines = [*words, UNKNOWN]
+    weights = {"lm_weight": alpha, "word_score": beta} if model else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        lexicon, order = Path(scratch) / "lexicon.txt", Path(scratch) / "words.txt"
+        spellings = [f"{word} {' '.join(word)} {SEPARATOR}\n" for word in words]
+        lexicon.write_text("".join(spellings), encoding="utf-8")
+        order.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return ctc_decoder(
+            str(lexicon), list(vocabulary.symbols), lm_dict=str(order), beam_size=beam,
+            lm=WordScores() if model else None, log_add=True, blank_token=BLANK,
+            sil_token=SEPARATOR, unk_word=UNKNOWN, **weights,
+        )  # fmt: skip
 
 
 def _log_add(a: float, b: float) -> float:
