@@ -26,12 +26,8 @@ SECTIONS = (
     ("Results: what was run, and where", "结果：在哪里运行过什么"),
     ("The repository", "仓库结构"),
     ("Resources", "学习资源"),
-    ("Day by day", "每天的资源"),
-    ("Container resources", "容器资源"),
-    ("Git and SSH", "Git 与 SSH"),
-    ("Reference projects", "参考项目"),
     ("The author's note", "作者的话"),
-    ("Contributing a day", "贡献新的一天"),
+    ("Contributing", "参与贡献"),
     ("Licence", "许可证"),
     ("Citation", "引用"),
 )
@@ -158,9 +154,8 @@ def test_links_within_the_page_lead_to_a_heading(language):
     assert {link[1:] for link in links(page(language)) if link.startswith("#")} <= there
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_every_link_of_the_plan_is_there(language):
-    assert set(PLAN) <= set(links(page(language)))
+def test_every_link_of_the_plan_is_there():
+    assert set(PLAN) <= set(links((ROOT / "docs" / "resources.md").read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

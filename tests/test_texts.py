@@ -25,7 +25,7 @@ VIDEOS = {
     "https://www.bilibili.com/video/BV1ea411r7Wg/",
 }
 """The plan's video links: no other is to be printed."""
-MARKDOWN = list(ROOT.glob("*.md")) + list(ROOT.glob("[Dc]*/*.md"))
+MARKDOWN = [p for g in ("*.md", "Day*/*.md", "containers/*.md", "docs/*.md") for p in ROOT.glob(g)]
 PAGES = MARKDOWN + [d.notebook for d in days.existing()]
 
 
