@@ -178,7 +178,7 @@ def hear_all(waves: Sequence[Tensor], sample_rate: int, processes: int = 1) -> l
         return list(pool.map(_listen, pcm))
 
 
-def heard_word_error_rate(
+def asr_wer(
     waves: Sequence[Tensor], texts: Sequence[str], sample_rate: int, processes: int = 1
 ) -> tuple[float, list[str]]:
     """Word error rate of pocketsphinx on waves that should say `texts`, over all words, and what it heard.

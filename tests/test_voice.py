@@ -132,7 +132,7 @@ def test_word_error_rate_over_all_words(monkeypatch):
     said = iter(["one three", "four five six"])
     monkeypatch.setattr(evaluate, "_decoder", lambda: None)
     monkeypatch.setattr(evaluate, "_listen", lambda pcm: next(said))
-    rate, heard = evaluate.heard_word_error_rate(
+    rate, heard = evaluate.asr_wer(
         [torch.zeros(9)] * 2, ["1, 2, 3.", "Four five."], RATE
     )
     assert rate == pytest.approx(2 / 5)
