@@ -1,8 +1,8 @@
-"""A voice learned from one sentence: the parallel synthesizer goes on learning for some steps from a recording of
-known text, speaks at its pace, and what it then says is moved towards the recording's own frames.
+"""Few-shot speaker adaptation: fine-tune the decoder of the parallel synthesizer on one recording of known text,
+speak at its pace, and shift the mel towards the frames of the recording.
 
-The first is the idea of AdaSpeech (Chen et al., 2021, arXiv:2103.00993), there of few weights and more sentences;
-the second that of kNN-VC (Baas et al., 2023, arXiv:2305.18975), whose nearest frames give here a direction alone.
+Fine-tuning after AdaSpeech (Chen et al., 2021, arXiv:2103.00993), which trains fewer weights on more sentences;
+the shift is a smoothed form of kNN-VC (Baas et al., 2023, arXiv:2305.18975).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +25,14 @@ from utils.models.tts_mel import SynthesisMel
 from . import durations
 from .fastspeech_loss import FastSpeechBatch, fastspeech_losses
 
-PITCH = 60, 400
-"""Between which frequencies (Hz) a stranger's pitch is looked for."""
-
 PACES = 0.8, 1.25
-"""The slowest and the quickest pace that is taken over from a recording: one sentence may be an odd one."""
+"""Limits of the pace of a recording: it is clipped, because one sentence is a noisy estimate."""
 
 
 @dataclass(frozen=True)
 class Adapting:
-    """How a voice is learned: `steps` of Adam up to the rate `lr`; then each frame is moved towards the mean of
-    its `neighbours` in the recording, by a direction smoothed over `width` frames (standard deviation)."""
+    """Settings: `steps` of Adam with the learning rate `lr`; then each frame is shifted towards the mean of its
+    nearest `neighbours` in the recording, smoothed over `width` frames (standard deviation)."""
 
     steps: int = 60
     lr: float = 1e-3
@@ -48,34 +46,31 @@ ADAPTING = {"quick": Adapting(steps=2), "study": Adapting(), "full": Adapting()}
 def timed_recording(
     wave: Tensor, text: str, voice: Tensor, mel: SynthesisMel, teacher: Tacotron2
 ) -> FastSpeechBatch:
-    """One recording `(time,)` of the words `text`, its letters timed by the attention of the `teacher`.
+    """A batch of one recording `(time,)` of the words `text`, with durations from the attention of `teacher`.
 
-    `voice` `(256,)` is the d-vector that goes with it. Raises ValueError for a text that cannot be read, silence,
-    and more than 30 s.
+    `voice` `(256,)` is its d-vector. Raises ValueError for a text that cannot be read, for silence, and for more
+    than 30 s.
     """
-    sentence = tts.prepare([wave], [text], voice[None], mel, longest=30.0, bar=False)
-    return durations.timed(sentence, [wave], teacher, mel.settings, PITCH).batch([0])
+    sentence = tts.prepare([wave], [text], voice[None], mel, longest=30.0)
+    return durations.timed(sentence, [wave], teacher, mel.settings).batch([0])
 
 
 def adapt(
     model: FastSpeech, recording: FastSpeechBatch, settings: Adapting, seed: int = 0
 ) -> FastSpeech:
-    """A copy of the model whose decoder has learned the voice of the recording, in evaluation mode.
+    """A copy of the model with its decoder fine-tuned on the recording, in evaluation mode.
 
-    Letters are read and timed as before: only what turns timed letters into sound is trained, by the error of the
-    mel alone. The same seed gives the same weights.
+    Encoder and predictors are frozen; the loss is the error of the mel alone. Equal seeds give equal weights.
     """
-    device = recording.mel.device
     adapted = copy.deepcopy(model).requires_grad_(False).eval()
     adapted.decoder.train()  # its dropout; the encoder's batch norms stay as they are
     learning = [*adapted.decoder.parameters(), *adapted.colour.parameters()]
     for weights in learning:
         weights.requires_grad_(True)
     optimizer = torch.optim.Adam(learning, lr=settings.lr)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: rate_factor(step, settings.steps)
-    )
-    with tts.repeatable(device, seed), torch.enable_grad():
+    factor = partial(rate_factor, steps=settings.steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    with tts.repeatable(recording.mel.device, seed), torch.enable_grad():
         for _ in range(settings.steps):
             loss = fastspeech_losses(adapted(*recording), recording)["mel"]
             optimizer.zero_grad()
@@ -88,7 +83,7 @@ def adapt(
 
 @torch.no_grad()
 def pace_of(model: FastSpeech, recording: FastSpeechBatch) -> float:
-    """How many times as fast as the model would say these words the recording says them, kept within `PACES`."""
+    """Speaking rate of the recording relative to the model's for the same words, clipped to `PACES`."""
     text, lengths, d_vectors = recording[:3]
     memory = model.memory(text, lengths, d_vectors)
     inside = length_mask(lengths, text.shape[1])[..., None].to(memory.dtype)
@@ -97,50 +92,50 @@ def pace_of(model: FastSpeech, recording: FastSpeechBatch) -> float:
 
 
 def rate_factor(step: int, steps: int, warm_up: int = 10) -> float:
-    """The share of the rate at a step (from 0): up over `warm_up` steps, from the half on down to a tenth."""
+    """Factor of the learning rate at a step (from 0): linear warm-up, and decay to a tenth in the second half."""
     done = (step + 1) / steps
     falling = 1.0 if done < 0.5 else 1 - 0.9 * (done - 0.5) / 0.5
     return min(1.0, (step + 1) / warm_up) * falling
 
 
 def sound_of(mel: Tensor, order: int = 13, around: int = 2) -> Tensor:
-    """What the frames of a mel `(n_mels, frames)` are compared by: `(frames, features)`.
+    """Features by which the frames of a mel `(n_mels, frames)` are compared: `(frames, features)`.
 
-    The first `order` cepstra, each centred and scaled by those frames of this very sound that are not its softest
-    three tenths, so that they tell less of who speaks than of what; loudness and the `around` frames on either
-    side at half weight.
+    The first `order` cepstra, normalised by their mean and deviation over the loudest seven tenths of the frames,
+    so that they depend on the sound more than on the speaker; loudness and the `around` neighbouring frames on
+    each side have half weight.
     """
-    cepstra = dct_matrix(len(mel), order).to(mel.device).T @ mel
+    cepstra = dct_matrix(len(mel), order).to(mel.device).T @ mel  # (order, frames)
     loud = mel.mean(0) > mel.mean(0).quantile(0.3)
     some = cepstra[:, loud] if loud.sum() > 1 else cepstra
     cepstra = cepstra - some.mean(1, keepdim=True)
     cepstra = cepstra / some.std(1, correction=0, keepdim=True).clamp(min=1e-3)
     cepstra[0] *= 0.5
     padded = F.pad(cepstra[None], (around, around), mode="replicate")[0]
-    frames = padded.unfold(1, 2 * around + 1, 1).clone()
+    frames = padded.unfold(1, 2 * around + 1, 1).clone()  # (order, frames, 2 * around + 1)
     frames[..., torch.arange(2 * around + 1) != around] *= 0.5
     return frames.transpose(0, 1).flatten(1)
 
 
 def towards(mel: Tensor, recording: Tensor, settings: Adapting) -> Tensor:
-    """A mel `(n_mels, frames)` moved towards those frames of a `recording` `(n_mels, frames)` that sound like it.
+    """A mel `(n_mels, frames)` shifted towards the most similar frames of a `recording` `(n_mels, frames)`.
 
-    How far the mean of a frame's nearest ones lies from it, smoothed over time in each channel, is added: what is
-    said changes from frame to frame, who says it does not.
+    The difference between each frame and the mean of its nearest neighbours is smoothed over time in each channel
+    and added: the words change from frame to frame, the speaker does not.
     """
-    apart = torch.cdist(sound_of(mel), sound_of(recording))
-    nearest = apart.topk(min(settings.neighbours, apart.shape[1]), largest=False)
-    away = recording[:, nearest.indices].mean(2) - mel
+    distance = torch.cdist(sound_of(mel), sound_of(recording))  # (frames, frames of the recording)
+    nearest = distance.topk(min(settings.neighbours, distance.shape[1]), largest=False)
+    shift = recording[:, nearest.indices].mean(2) - mel  # (n_mels, frames)
     reach = math.ceil(3 * settings.width)
-    bell = torch.arange(-reach, reach + 1, device=mel.device) / settings.width
-    bell = (-0.5 * bell.square()).exp()
-    padded = F.pad(away[:, None], (reach, reach), mode="replicate")
-    return mel + F.conv1d(padded, (bell / bell.sum())[None, None])[:, 0]
+    window = torch.arange(-reach, reach + 1, device=mel.device) / settings.width
+    window = (-0.5 * window.square()).exp()
+    padded = F.pad(shift[:, None], (reach, reach), mode="replicate")
+    return mel + F.conv1d(padded, (window / window.sum())[None, None])[:, 0]
 
 
 @dataclass
 class Learned:
-    """A voice that was learned: the adapted model, the recording that it learned from, and the `pace` of that."""
+    """An adapted voice: the fine-tuned model, its recording, and the `pace` of the recording."""
 
     model: FastSpeech
     recording: FastSpeechBatch
@@ -148,23 +143,9 @@ class Learned:
     pace: float = 1.0
 
     def say(self, text: str) -> SynthesisOutput:
-        """A text in this voice, moved towards its recording. Raises TextError for what cannot be read."""
-        voice = self.recording.d_vectors
-        speech = tts.speak(self.model, [text], voice, pace=self.pace)
+        """Speak a text in this voice. Raises TextError for a text that cannot be read."""
+        speech = tts.speak(self.model, [text], self.recording.d_vectors, pace=self.pace)
         known = self.recording.mel[0, :, : int(self.recording.mel_lengths[0])]
         mel = speech.mel.clone()
         mel[0, :, : speech.lengths[0]] = towards(speech.item(0), known, self.settings)
         return replace(speech, mel=mel)
-
-
-def learn(
-    model: FastSpeech, teacher: Tacotron2, wave: Tensor, said: str, voice: Tensor, mel: SynthesisMel,
-    settings: Adapting,
-) -> Learned:  # fmt: skip
-    """The voice of one recording `(time,)` of the words `said`, at the mel's rate.
-
-    Raises what `timed_recording` does.
-    """
-    recording = timed_recording(wave, said, voice, mel, teacher)
-    adapted = adapt(model, recording, settings)
-    return Learned(adapted, recording, settings, pace_of(model, recording))

@@ -1,7 +1,5 @@
-"""When each letter is spoken, and how: durations from the attention of a Tacotron 2, pitch and level from sound.
-
-What `models.parallel` is trained on, beside the mels of `tts.prepare`.
-"""
+"""Training targets of the parallel synthesizer: letter durations from the attention of a Tacotron 2, pitch and
+energy from the sound."""
 
 from __future__ import annotations
 
@@ -24,38 +22,40 @@ from utils.models.tts_mel import MelSettings, trim_silence
 from .fastspeech_loss import FastSpeechBatch
 
 PITCH = math.log(160.0), 0.2
-"""Middle and spread of log pitch (Hz), fixed so that every set of speakers has the same scale."""
+"""Mean and deviation of log pitch (Hz), fixed so that every set of speakers has the same scale."""
 
 PITCH_RANGE = 60, 400
-"""Lowest and highest pitch looked for, in Hz. A narrower range for one voice has fewer octaves to mistake."""
+"""Lowest and highest pitch in Hz. A narrower range for one voice avoids octave errors."""
 
 VOICED = 0.3
-"""A frame is voiced when its lower mels (100 to 1000 Hz) are loud, and by so much louder than its upper ones."""
+"""A frame is voiced when its lower mels (100 to 1000 Hz) are loud, and by this much louder than the upper ones."""
 
 
 @dataclass
 class TimedUtterances(TTSDataset):
-    """Utterances whose letters are timed: durations in frames `(n, letters)`, prosody `(n, letters, 3)`."""
+    """Sentences with durations in frames `(n, letters)` and prosody `(n, letters, 3)`."""
 
     durations: Tensor | None = None
     prosody: Tensor | None = None
 
     def batch(
         self, index: Tensor | Sequence[int], r: int = 1, frames: int = 0, letters: int = 0
-    ) -> FastSpeechBatch:  # fmt: skip
-        """Some sentences, padded as `Utterances.batch` does it."""
+    ) -> FastSpeechBatch:
+        """A batch of sentences, padded as in `TTSDataset.batch`."""
         index = torch.as_tensor(index, device=self.text.device)
         batch = super().batch(index, r, frames, letters)
         letters = batch.text.shape[1]
-        return FastSpeechBatch(*batch, self.durations[index, :letters], self.prosody[index, :letters])  # fmt: skip
+        return FastSpeechBatch(
+            *batch, self.durations[index, :letters], self.prosody[index, :letters]
+        )
 
 
 @torch.no_grad()
-def letter_durations(teacher: Tacotron2, sentences: TTSDataset, batch_size: int = 32) -> Tensor:  # fmt: skip
-    """How many frames each letter lasts, `(n, letters)`: the teacher-forced attention on it, summed over time.
+def letter_durations(teacher: Tacotron2, sentences: TTSDataset, batch_size: int = 32) -> Tensor:
+    """Frames of each letter, `(n, letters)`: its attention under teacher forcing, summed over time.
 
-    A letter may have part of a frame; together they have the sentence's frames. (Ren et al. count the steps at
-    which a letter has most of the attention; a sum needs no whole numbers and gives short letters their share.)
+    Durations are fractions; their sum is the length of the sentence. (Ren et al. count the steps at which a letter
+    has the largest weight; a sum keeps letters that are shorter than a step.)
     """
     r, device = teacher.config.r, next(teacher.parameters()).device
     durations = torch.zeros(sentences.text.shape, device=sentences.text.device)
@@ -63,9 +63,9 @@ def letter_durations(teacher: Tacotron2, sentences: TTSDataset, batch_size: int 
     with repeatable(device):  # the pre-net's dropout
         for index in sentences.mel_lengths.argsort().split(batch_size):
             batch = sentences.batch(index, r)
-            attention = teacher(*batch[:5]).alignment
+            attention = teacher(*batch[:5]).alignment  # (batch, steps, letters)
             steps = length_mask(speech_steps(batch.mel_lengths, r), attention.shape[1])
-            sums = (attention * steps[..., None]).sum(1)
+            sums = (attention * steps[..., None]).sum(1)  # (batch, letters)
             sums = sums * (batch.mel_lengths / sums.sum(1))[:, None]
             durations[index, : sums.shape[1]] = sums
     return durations
@@ -73,39 +73,38 @@ def letter_durations(teacher: Tacotron2, sentences: TTSDataset, batch_size: int 
 
 def frame_pitch(
     wave: Tensor, settings: MelSettings, frames: int, between: tuple[int, int] = PITCH_RANGE
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Pitch in Hz of each mel frame of a wave `(time,)`, smoothed over nine frames: `(frames,)`.
 
-    Looked for `between` two frequencies, by torchaudio's normalised cross-correlation, which gives some number
-    where nothing is voiced, too.
+    The normalised cross-correlation of torchaudio, `between` two frequencies; unvoiced frames have a value too.
     """
     pitch = torchaudio.functional.detect_pitch_frequency(
         wave[None], settings.sample_rate, settings.hop / settings.sample_rate, 9, *between
     )[0]  # fmt: skip
     if not len(pitch):
         return torch.full((frames,), float(between[0]))
-    return F.pad(pitch[None], (0, max(0, frames - len(pitch))), mode="replicate")[0, :frames]  # fmt: skip
+    return F.pad(pitch[None], (0, max(0, frames - len(pitch))), mode="replicate")[0, :frames]
 
 
 def voiced_frames(mel: Tensor) -> Tensor:
-    """1.0 where a frame of a normalised mel `(batch, n_mels, frames)` is voiced, else 0.0: `(batch, frames)`.
+    """1.0 for voiced frames of a normalised mel `(batch, n_mels, frames)`, else 0.0: `(batch, frames)`.
 
-    By its spectrum alone: loud below, quieter above.
+    Judged by the spectrum alone: loud at low frequencies, quieter at high ones.
     """
     n = mel.shape[1]
     low, high = mel[:, n // 40 : 3 * n // 10].mean(1), mel[:, 5 * n // 8 :].mean(1)
     return ((low > 0) & (low - high > VOICED)).float()
 
 
-def letter_prosody(mel: Tensor, mel_lengths: Tensor, pitch: Tensor, durations: Tensor) -> Tensor:  # fmt: skip
-    """Means over each letter's frames, `(n, letters, 3)`, by name in `PROSODY`: log pitch over its voiced frames
-    (0 is `PITCH`'s middle, 1 its spread; 0 where less than `VOICED` of it is voiced), share of voiced frames, mean
-    of the normalised mel.
+def letter_prosody(mel: Tensor, mel_lengths: Tensor, pitch: Tensor, durations: Tensor) -> Tensor:
+    """Means over each letter's frames, `(n, letters, 3)`, as named in `PROSODY`: log pitch of voiced frames
+    (standardised by `PITCH`; 0 where less than `VOICED` of it is voiced), fraction of voiced frames, mean of the
+    normalised mel.
 
     `mel` `(n, n_mels, frames)`, `pitch` `(n, frames)` in Hz, `durations` `(n, letters)` in frames.
     """
     frames = mel.shape[2]
-    weights, _, _ = length_regulate(durations, frames)
+    weights, _, _ = length_regulate(durations, frames)  # (n, frames, letters)
     weights = weights * length_mask(mel_lengths, frames)[..., None]
     voiced = voiced_frames(mel)
 
@@ -122,15 +121,18 @@ def letter_prosody(mel: Tensor, mel_lengths: Tensor, pitch: Tensor, durations: T
 
 
 def timed(
-    sentences: TTSDataset, waves: Sequence[Tensor | np.ndarray], teacher: Tacotron2, settings: MelSettings,
+    sentences: TTSDataset,
+    waves: Sequence[Tensor | np.ndarray],
+    teacher: Tacotron2,
+    settings: MelSettings,
     between: tuple[int, int] = PITCH_RANGE,
-) -> TimedUtterances:  # fmt: skip
-    """Utterances with the times of their letters. `waves` `(time,)` each are those that were given to
-    `prepare`; pitch is looked for `between` two frequencies (Hz)."""
+) -> TimedUtterances:
+    """Sentences with durations and prosody. `waves` `(time,)` each are the input of `prepare`; the pitch lies
+    `between` two frequencies (Hz)."""
     durations = letter_durations(teacher, sentences)
     pitch = torch.zeros_like(sentences.mel[:, 0])
     for k, number in enumerate(sentences.numbers):
-        wave = trim_silence(as_float(torch.as_tensor(waves[number])), settings.sample_rate)  # fmt: skip
+        wave = trim_silence(as_float(torch.as_tensor(waves[number])), settings.sample_rate)
         n = int(sentences.mel_lengths[k])
         pitch[k, :n] = frame_pitch(wave, settings, n, between).to(pitch.device)
     parts = [

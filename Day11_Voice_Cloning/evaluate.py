@@ -1,6 +1,6 @@
-"""How good is a cloned voice: whose it is, what one understands, how far it is from a recording, how fast it came.
+"""Evaluation of cloned voices: speaker similarity, intelligibility, and speed.
 
-A number means little alone: put the same measure of real speech and of copy-synthesis beside it.
+Compare each value with the same measure of real speech and of copy-synthesis.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
+from importlib.util import find_spec
 from multiprocessing import get_context
 
 import numpy as np
@@ -25,17 +26,17 @@ from utils.models.verification import mean_embeddings
 from utils.speech.pack import to_int16
 
 LEAST_SECONDS = 1.0
-"""Speech that a reference recording must hold; 5 seconds are better."""
+"""Speech that a reference recording must contain; 5 seconds are better."""
 
 
 class MissingRecogniser(RuntimeError):
-    """pocketsphinx is not installed; the message says how to have it."""
+    """pocketsphinx is not installed; the message says how to install it."""
 
 
 def check_reference(wave: Tensor | np.ndarray, rate: int, sample_rate: int = SAMPLE_RATE) -> Tensor:
     """A recording of a voice to clone, as mono `(time,)` at `sample_rate` Hz without silence around it.
 
-    `wave` `(time,)` or `(channels, time)` at `rate` Hz. Raises AudioError for what is no sound, for silence,
+    `wave` `(time,)` or `(channels, time)` at `rate` Hz. Raises AudioError for input that is no sound, for silence,
     and for less than a second of speech.
     """
     wave = to_mono(wave, rate, sample_rate, "the reference")
@@ -43,25 +44,25 @@ def check_reference(wave: Tensor | np.ndarray, rate: int, sample_rate: int = SAM
     seconds = (last - first) / sample_rate
     if seconds < LEAST_SECONDS:
         raise AudioError(
-            f"the reference holds {seconds:.1f} s of speech, {LEAST_SECONDS:g} s at least are wanted: "
+            f"the reference has {seconds:.1f} s of speech, {LEAST_SECONDS:g} s at least are needed: "
             "record about 5 seconds of one person speaking."
         )
     return wave[first:last]
 
 
-# --- whose voice it is --------------------------------------------------------------------------------
+# --- speaker similarity -------------------------------------------------------------------------------
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of the angle between d-vectors `(..., d)`, pair by pair: 1 is the same direction."""
+    """Cosine similarity of d-vectors `(..., d)`, pair by pair."""
     return F.cosine_similarity(a.float(), b.float(), dim=-1)
 
 
 def nearest_voice(d_vectors: Tensor, enrolled: Mapping[str, Tensor]) -> list[str]:
-    """For each d-vector `(n, d)` the enrolled speaker whose own is nearest by cosine.
+    """For each d-vector `(n, d)` the enrolled speaker with the most similar one (cosine).
 
-    `enrolled` gives each speaker's d-vector `(d,)` or several `(utterances, d)`, which are averaged after they
-    are brought to length 1. Score with another encoder than the one that conditioned the synthesizer.
+    `enrolled` has one d-vector `(d,)` or several `(utterances, d)` a speaker; the mean of the normalised ones is
+    used. Use another encoder than the one that conditioned the synthesizer.
     """
     names = list(enrolled)
     means = [mean_embeddings(torch.atleast_2d(enrolled[n]).float()) for n in names]
@@ -72,7 +73,7 @@ def nearest_voice(d_vectors: Tensor, enrolled: Mapping[str, Tensor]) -> list[str
 def identification_rate(
     d_vectors: Tensor, speakers: Sequence[str], enrolled: Mapping[str, Tensor]
 ) -> float:
-    """Share of d-vectors `(n, d)` that are nearest to the speaker they are meant to be (top-1), 0 to 1.
+    """Top-1 accuracy of `nearest_voice` for d-vectors `(n, d)` of `speakers`, 0 to 1.
 
     Raises ValueError when there is none, or a speaker is not enrolled.
     """
@@ -85,7 +86,7 @@ def identification_rate(
     return sum(a == b for a, b in zip(found, speakers, strict=True)) / len(speakers)
 
 
-# --- how fast -----------------------------------------------------------------------------------------
+# --- speed --------------------------------------------------------------------------------------------
 
 
 def real_time_factor(
@@ -94,9 +95,9 @@ def real_time_factor(
     device: torch.device,
     repeats: int = 3,
 ) -> float:
-    """Seconds of computing per second of sound that `make()` gives (one wave, a batch, or several waves).
+    """Seconds of computing per second of the sound that `make()` returns (one wave, a batch, or several waves).
 
-    The fastest of `repeats` runs, after one that is not timed. Below 1 is faster than real time.
+    The fastest of `repeats` runs after a warm-up. Below 1 is faster than real time.
     """
     make()
     best, seconds = math.inf, 0.0
@@ -111,11 +112,11 @@ def real_time_factor(
     return best / seconds
 
 
-# --- what one understands -----------------------------------------------------------------------------
+# --- intelligibility ----------------------------------------------------------------------------------
 
 
 def plain_words(text: str) -> str:
-    """The words of a text as a recogniser writes them: normalised, without punctuation."""
+    """The words of a text as a recogniser writes them: expanded, without punctuation."""
     kept = "".join(c if c.isalpha() or c == "'" else " " for c in expand_text(text))
     return " ".join(w.strip("'") for w in kept.split() if w.strip("'"))
 
@@ -133,60 +134,45 @@ def _decoder():
 
 
 def recogniser_is_here() -> bool:
-    """Whether pocketsphinx can be used."""
-    try:
-        _decoder()
-    except MissingRecogniser:
-        return False
-    return True
+    """Whether pocketsphinx is installed."""
+    return find_spec("pocketsphinx") is not None
 
 
-def _pcm(wave: Tensor, sample_rate: int) -> bytes:
-    """A wave as pocketsphinx wants it: 16 kHz, 16 bits, its peak at half of full scale."""
-    wave = resample(wave.cpu().float(), sample_rate, SAMPLE_RATE)
-    return to_int16(0.5 * wave / wave.abs().max().clamp(min=1e-6)).tobytes()
-
-
-def _listen(pcm: bytes) -> str:
+def _transcribe(wave: Tensor) -> str:
+    """One wave `(time,)` at 16 kHz, scaled so that its peak is at half of full scale."""
     decoder = _decoder()
-    decoder.reinit_feat()  # or an answer depends a little on what was heard before
+    decoder.reinit_feat()  # otherwise the answer depends on earlier waves
     decoder.start_utt()
-    decoder.process_raw(pcm, full_utt=True)
+    scaled = 0.5 * wave / wave.abs().max().clamp(min=1e-6)
+    decoder.process_raw(to_int16(scaled).tobytes(), full_utt=True)
     decoder.end_utt()
     best = decoder.hyp()
     return best.hypstr if best else ""
 
 
-def hear(wave: Tensor, sample_rate: int) -> str:
-    """What pocketsphinx understands of a wave `(time,)`, offline. Raises MissingRecogniser where it is not."""
-    return _listen(_pcm(wave, sample_rate))
+def hear_all(waves: Sequence[Tensor], sample_rate: int, processes: int = 1) -> list[str]:
+    """Transcripts of waves `(time,)` by pocketsphinx, offline, in at most `processes` processes.
 
-
-def hear_all(waves: Sequence[Tensor], sample_rate: int, processes: int = 1) -> list[str]:  # fmt: skip
-    """`hear` of many waves, shared among at most so many processes; the answers are the same for any number.
-
-    Processes and not threads, since pocketsphinx keeps Python's lock while it listens. Raises
-    MissingRecogniser.
+    Processes and not threads, because pocketsphinx holds Python's lock. Raises MissingRecogniser.
     """
     _decoder()
-    pcm = [_pcm(wave, sample_rate) for wave in waves]
-    processes = min(processes, len(pcm) // 8)  # each begins with seconds of imports
+    waves = [resample(wave.cpu().float(), sample_rate, SAMPLE_RATE) for wave in waves]
+    processes = min(processes, len(waves) // 8)  # each starts with seconds of imports
     if processes <= 1:
-        return [_listen(one) for one in pcm]
-    # spawned: a fork of a process whose threads are at work may wait for them for ever
+        return [_transcribe(wave) for wave in waves]
+    # spawned: a forked process may wait for ever for the locks of running threads
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        return list(pool.map(_listen, pcm))
+        return list(pool.map(_transcribe, waves))
 
 
 def asr_wer(
     waves: Sequence[Tensor], texts: Sequence[str], sample_rate: int, processes: int = 1
 ) -> tuple[float, list[str]]:
-    """Word error rate of pocketsphinx on waves that should say `texts`, over all words, and what it heard.
+    """Word error rate of pocketsphinx on waves of `texts`, over all words, and its transcripts.
 
-    Its own errors are in it: compare with real speech and copy-synthesis. `processes` as in `hear_all`. Raises
-    MissingRecogniser.
+    It includes the recogniser's own errors: compare with real speech and copy-synthesis. Raises MissingRecogniser.
     """
     import jiwer
 
-    heard = hear_all(waves, sample_rate, processes)
-    return jiwer.wer([plain_words(t) for t in texts], heard), heard
+    transcripts = hear_all(waves, sample_rate, processes)
+    return jiwer.wer([plain_words(t) for t in texts], transcripts), transcripts

@@ -12,7 +12,7 @@ import csv
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -38,45 +38,45 @@ from utils.speech import corpora
 from utils.speech.pack import to_int16
 
 from . import train
-from .adaptation import ADAPTING, Adapting, Learned, learn
+from .adaptation import ADAPTING, Adapting, Learned, adapt, pace_of, timed_recording
 from .evaluate import check_reference
 
 LINES = SPLITS / "cloning_lines.csv"
-"""The committed list: what is said, in whose voice, beside which recording."""
+"""The committed list of texts, voices and recordings."""
 
 VOCODERS = ("griffin_lim", "waveglow")
 
 
 def speakers_of(part: str) -> dict[str, str]:
-    """The synthesizers that speak the lines of a part, by the kind of system they make: its own, and the parallel
-    one, for strangers `adapted` to their reference."""
+    """The synthesizers of a part's lines by kind: `speech` by its Tacotron 2, and the parallel one, which is
+    `adapted` to the reference of an unseen speaker."""
     return {"speech": part, "parallel" if part == "kathleen" else "adapted": "parallel"}
 
 
 def systems(part: str) -> tuple[str, ...]:
-    """What the lines of a part are heard as: recorded; its mel and a synthesizer's through a vocoder."""
+    """The systems that are compared on a part's lines: the recording, copy-synthesis and each synthesizer with
+    each vocoder."""
     kinds = ("copy", *speakers_of(part))
     return ("recording", *(f"{kind}_{v}" for kind in kinds for v in VOCODERS))
 
 
 SYSTEMS = systems("voices")
-"""What every line is heard as."""
+"""The systems of cloned voices."""
 
 GRIFFIN_LIM = {"quick": 4, "study": 60, "full": 60}
 """Iterations by profile."""
 
 
 class ConsentError(ValueError):
-    """A voice was to be cloned of which nobody said that its owner agrees."""
+    """Nobody confirmed that the owner of the voice agrees to be cloned."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One text to be spoken by the synthesizer `part` in the voice of `speaker`.
+    """A text to be spoken by the synthesizer `part` in the voice of `speaker`.
 
-    `recording` is the utterance in which the speaker says the same; `references` are the utterances, others than
-    that one, whose mean d-vector is the voice, and `said` is the text of the first, for who learns from it. The
-    files of `published` lines are kept in `audio/`.
+    `recording` is the utterance in which the speaker says the same text. `references` are other utterances, whose
+    mean d-vector is the voice; `said` is the text of the first. The files of `published` lines are in `audio/`.
     """
 
     name: str
@@ -90,42 +90,37 @@ class Line:
 
 
 def lines(profile: str, published: bool = False) -> list[Line]:
-    """The committed list; in quick a few bundled sentences. `published` leaves out what is only measured."""
+    """The committed list; in quick a few bundled sentences. `published` selects the lines that are in `audio/`."""
     if days.check_profile(profile) == "quick":
         found = _sample_lines()
     else:
         with open(LINES, encoding="utf-8", newline="") as f:
-            found = [_line(row) for row in csv.DictReader(f)]
+            found = [
+                Line(**row | {"references": tuple(row["references"].split()),
+                              "published": row["published"] == "yes"})
+                for row in csv.DictReader(f)
+            ]  # fmt: skip
     return [line for line in found if line.published or not published]
 
 
-def _line(row: Mapping[str, str]) -> Line:
-    texts = {k: row[k] for k in ("name", "part", "speaker", "recording", "text", "said")}
-    return Line(
-        **texts, references=tuple(row["references"].split()), published=row["published"] == "yes"
-    )
-
-
 def _sample_lines() -> list[Line]:
-    """Two held-out texts, and one text in each of the four voices that are not in LibriSpeech's quick part."""
+    """Two held-out texts of one voice, and one text of each of the four held-out bundled voices."""
     one, many = corpora.kathleen("quick"), corpora.librispeech("quick")
     found = []
     for k in range(2):
         speaker = one.test.speakers[k]
-        own = [n for n, s in zip(one.train.names, one.train.speakers, strict=True) if s == speaker]  # fmt: skip
+        own = [n for n, s in zip(one.train.names, one.train.speakers, strict=True) if s == speaker]
         name, text = one.test.names[k], one.test.texts[k]
-        found.append(
-            Line(f"kathleen_{k + 1}", "kathleen", speaker, name, tuple(own[:3]), True, text)
-        )  # fmt: skip
+        line = Line(f"kathleen_{k + 1}", "kathleen", speaker, name, tuple(own[:3]), True, text)
+        found.append(line)
     for part in (many.validation, many.test):
         for speaker in dict.fromkeys(part.speakers):
-            said, reference = (i for i in part.first_n_per_speaker(2) if part.speakers[i] == speaker)  # fmt: skip
-            found.append(
-                Line(
-                    f"{speaker}_1", "voices", speaker, part.names[said], (part.names[reference],), True,
-                    part.texts[said], part.texts[reference],
-                )
-            )  # fmt: skip
+            said, reference = (
+                i for i in part.first_n_per_speaker(2) if part.speakers[i] == speaker
+            )
+            utterances = part.names[said], (part.names[reference],)
+            texts = part.texts[said], part.texts[reference]
+            found.append(Line(f"{speaker}_1", "voices", speaker, *utterances, True, *texts))
     return found
 
 
@@ -134,8 +129,8 @@ def _sample_lines() -> list[Line]:
 
 @dataclass
 class Material:
-    """What the lines need of real speech, at 16 kHz: `recordings` by line, `references` and d-vectors `(256,)` by
-    speaker. `elsewhere` is the other utterances of each speaker, to enrol with (none without the data sets)."""
+    """Real speech of the lines, at 16 kHz: `recordings` by line; `references`, d-vectors `(256,)` and other
+    utterances (`elsewhere`, to enrol with; none without the data sets) by speaker."""
 
     recordings: dict[str, Tensor] = field(default_factory=dict)
     references: dict[str, Tensor] = field(default_factory=dict)
@@ -144,7 +139,7 @@ class Material:
 
 
 def as_filed(wave: Tensor, rate: int = SAMPLE_RATE) -> Tensor:
-    """Silence trimmed, level made equal as in training, rounded as a 16-bit file holds it: `(time,)` at 16 kHz."""
+    """Trimmed, equal in level as in training, and rounded to 16 bits like a file: `(time,)` at 16 kHz."""
     wave = resample(as_float(wave), rate, SAMPLE_RATE).clamp(-1, 1)
     wave = to_level(trim_silence(wave, SAMPLE_RATE), -25.0, peak=0.99)
     return as_float(torch.from_numpy(to_int16(wave)))
@@ -155,19 +150,17 @@ def material(
 ) -> Material:
     """Recordings, references and d-vectors of these lines, and `enrol` other utterances of each speaker.
 
-    From the data sets; where one cannot be had, from the day's `audio/`, which serves the published lines alone.
+    From the data sets; where one is missing, from the day's `audio/`, which has the published lines only.
     Raises DataError when neither has them.
     """
     try:
-        parts = [
-            part
-            for corpus in (corpora.kathleen(profile), corpora.librispeech(profile))
-            for part in (corpus.train, corpus.validation, corpus.test)
-        ]
+        sets = [corpora.kathleen(profile), corpora.librispeech(profile)]
     except DataError as error:
         return filed_material(wanted, days.get(11).output(profile) / "audio", error)
     encoder = encoder or pretrained_dvector()
-    place = {name: (part, i) for part in reversed(parts) for i, name in enumerate(part.names)}  # fmt: skip
+    parts = [part for corpus in sets for part in (corpus.train, corpus.validation, corpus.test)]
+    place = {name: (part, i) for part in reversed(parts) for i, name in enumerate(part.names)}
+    used = {n for line in wanted for n in (line.recording, *line.references)}
     found = Material()
 
     def sound(name: str) -> Tensor:
@@ -175,21 +168,16 @@ def material(
         return part.sound(i, SAMPLE_RATE)
 
     for line in wanted:
+        speaker = line.speaker
         found.recordings[line.name] = as_filed(sound(line.recording))
-        if line.speaker in found.voices:
+        if speaker in found.voices:
             continue
         some = [sound(name) for name in line.references]
-        vectors = encoder.embed(some).float().cpu()
-        found.voices[line.speaker] = F.normalize(vectors.mean(0), dim=0)
-        found.references[line.speaker] = as_filed(some[0])
-    used = {n for line in wanted for n in (line.recording, *line.references)}
-    for speaker in found.voices:
-        some = [
-            name
-            for name, (part, i) in place.items()
-            if part.speakers[i] == speaker and name not in used
-        ]
-        found.elsewhere[speaker] = [as_filed(sound(n)) for n in some[:enrol]]
+        found.voices[speaker] = F.normalize(encoder.embed(some).float().cpu().mean(0), dim=0)
+        found.references[speaker] = as_filed(some[0])
+        own = (n for n, (part, i) in place.items() if part.speakers[i] == speaker)
+        others = [n for n in own if n not in used][:enrol]
+        found.elsewhere[speaker] = [as_filed(sound(n)) for n in others]
     return found
 
 
@@ -199,17 +187,15 @@ def filed_material(
     """The same from `audio/`: recordings and references as WAV, d-vectors in `voices.npz`."""
     found = Material()
     try:
-        with np.load(folder / "voices.npz") as kept:
+        with np.load(folder / "voices.npz") as voices:
             for line in wanted:
-                found.voices[line.speaker] = torch.from_numpy(kept[line.speaker])
+                found.voices[line.speaker] = torch.from_numpy(voices[line.speaker])
                 found.recordings[line.name] = read_audio(folder / f"{line.name}_recording.wav")
                 reference = folder / f"{line.speaker}_reference.wav"
                 if reference.is_file():
                     found.references[line.speaker] = read_audio(reference)
     except (OSError, KeyError, ValueError) as missing:
-        raise error or DataError(
-            f"{folder.name} lacks what these lines need: {missing}"
-        ) from missing
+        raise error or DataError(f"{folder.name} is incomplete: {missing}") from missing
     return found
 
 
@@ -218,8 +204,8 @@ def filed_material(
 
 @dataclass
 class Networks:
-    """What speaks: synthesizers by part, vocoders by name, the mel between them, the cards of all weights, and how
-    the parallel synthesizer learns a voice."""
+    """Synthesizers by part, vocoders by name, the mel between them, the cards of all weights, and the settings of
+    the adaptation to a voice."""
 
     synthesizers: dict[str, Tacotron2 | FastSpeech]
     vocoders: dict[str, Vocoder]
@@ -239,9 +225,8 @@ def networks(profile: str, device: torch.device | str = "cpu") -> Networks:
             )
         loaded[part], cards[part] = train.load_network(path, device)
     mel = SynthesisMel(LIBRISPEECH).to(device)
-    glow = loaded.pop("vocoder")
-    guess = partial(mel.griffin_lim, iterations=GRIFFIN_LIM[profile])
-    vocoders = {"griffin_lim": guess, "waveglow": glow.decode}
+    griffin_lim = partial(mel.griffin_lim, iterations=GRIFFIN_LIM[profile])
+    vocoders = {"griffin_lim": griffin_lim, "waveglow": loaded.pop("vocoder").decode}
     return Networks(loaded, vocoders, mel, cards, ADAPTING[profile])
 
 
@@ -250,9 +235,8 @@ def networks(profile: str, device: torch.device | str = "cpu") -> Networks:
 
 @dataclass
 class Spoken:
-    """All that was made of some lines: `waves` by `(line, system)`, what the synthesizers gave by `(line, kind)`,
-    the seconds that each wave took to make (of speech both networks together), and of each voice that was learned
-    what it is and how long that took."""
+    """Everything made from some lines: `waves` and the `seconds` that each took by `(line, system)`, the output of
+    the synthesizers by `(line, kind)`, and the adapted voices and their seconds by speaker."""
 
     waves: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     speech: dict[tuple[str, str], SynthesisOutput] = field(default_factory=dict)
@@ -262,76 +246,78 @@ class Spoken:
 
 
 def say(nets: Networks, part: str, text: str, voice: Tensor) -> SynthesisOutput:
-    """One text by one synthesizer in one voice `(256,)`, alone. Raises TextError for what cannot be read."""
+    """One text by one synthesizer in one voice `(256,)`. Raises TextError for a text that cannot be read."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # `stopped` says it
+        warnings.simplefilter("ignore")  # see `stopped`
         return tts.speak(nets.synthesizers[part], [text], voice)
 
 
 def learn_voice(nets: Networks, wave: Tensor, said: str, voice: Tensor) -> Learned:
-    """The voice of a recording `(time,)` at 16 kHz of the words `said`; its letters are timed by `voices`."""
-    parallel, teacher = nets.synthesizers["parallel"], nets.synthesizers["voices"]
-    return learn(parallel, teacher, wave, said, voice, nets.mel, nets.adapting)
+    """Adapt to a recording `(time,)` at 16 kHz of the words `said`, with durations from `voices`.
+
+    `voice` `(256,)` is its d-vector. Raises as `adaptation.timed_recording`.
+    """
+    model, settings = nets.synthesizers["parallel"], nets.adapting
+    recording = timed_recording(wave, said, voice, nets.mel, nets.synthesizers["voices"])
+    pace = pace_of(model, recording)
+    return Learned(adapt(model, recording, settings), recording, settings, pace)
+
+
+def timed(make: Callable[..., Any], *inputs: Any) -> tuple[Any, float]:
+    """What `make(*inputs)` returns, and the seconds that it took."""
+    began = time.perf_counter()
+    made = make(*inputs)
+    return made, time.perf_counter() - began
 
 
 def perform(wanted: Iterable[Line], found: Material, nets: Networks) -> Spoken:
-    """Every line as every one of its `systems`, each timed."""
+    """Synthesise each line with each of its `systems`, and measure the time."""
     made, hop = Spoken(), nets.mel.settings.hop
     for line in wanted:
-        recording = found.recordings[line.name]
-        voice = found.voices[line.speaker]
-        made.waves[line.name, "recording"] = recording
+        speaker, voice = line.speaker, found.voices[line.speaker]
+        recording = made.waves[line.name, "recording"] = found.recordings[line.name]
         mel = nets.mel(recording[None].to(nets.mel.hann.device))
         for name, vocoder in nets.vocoders.items():
-            copy = (line.name, f"copy_{name}")
-            began = time.perf_counter()
-            made.waves[copy] = vocoder(mel)[0].float().cpu()
-            made.seconds[copy] = time.perf_counter() - began
+            copy = line.name, f"copy_{name}"
+            waves, made.seconds[copy] = timed(vocoder, mel)
+            made.waves[copy] = waves[0].float().cpu()
         for kind, part in speakers_of(line.part).items():
-            if kind == "adapted" and line.speaker not in made.learned:
-                reference, began = found.references[line.speaker], time.perf_counter()
-                learned = learn_voice(nets, reference, line.said, voice)
-                made.learned[line.speaker] = learned
-                made.learning[line.speaker] = time.perf_counter() - began
-            began = time.perf_counter()
-            spoken = (
-                made.learned[line.speaker].say(line.text)
-                if kind == "adapted"
-                else say(nets, part, line.text, voice)
-            )
-            thought = time.perf_counter() - began
+            if kind == "adapted" and speaker not in made.learned:
+                known = found.references[speaker], line.said, voice
+                made.learned[speaker], made.learning[speaker] = timed(learn_voice, nets, *known)
+            if kind == "adapted":
+                spoken, seconds = timed(made.learned[speaker].say, line.text)
+            else:
+                spoken, seconds = timed(say, nets, part, line.text, voice)
             made.speech[line.name, kind] = spoken
             for name, vocoder in nets.vocoders.items():
-                system = (line.name, f"{kind}_{name}")
-                began = time.perf_counter()
-                (made.waves[system],) = tts.to_waves(spoken, vocoder, hop)
-                made.seconds[system] = thought + time.perf_counter() - began
+                system = line.name, f"{kind}_{name}"
+                (made.waves[system],), more = timed(tts.to_waves, spoken, vocoder, hop)
+                made.seconds[system] = seconds + more
     return made
 
 
 def write(made: Spoken, wanted: Iterable[Line], found: Material, folder: Path) -> list[Path]:
-    """The files of the published lines as 16-bit WAV, their d-vectors in `voices.npz`; returns the WAV files."""
-    written, voices = [], {}
-
-    def keep(name: str, wave: Tensor) -> None:
-        written.append(folder / f"{name}.wav")
-        # read again, a recording is to be the same to the last bit
-        tts.write_wav(written[-1], wave * (32768 / 32767), SAMPLE_RATE)
-
+    """Write the published lines as 16-bit WAV and their d-vectors as `voices.npz`; returns the WAV files."""
+    waves, voices = {}, {}
     for line in wanted:
         if not line.published:
             continue
         for system in systems(line.part):
-            keep(f"{line.name}_{system}", made.waves[line.name, system])
-        if line.part == "voices" and line.speaker not in voices:
-            keep(f"{line.speaker}_reference", found.references[line.speaker])
+            waves[f"{line.name}_{system}"] = made.waves[line.name, system]
+        if line.part == "voices":
+            waves[f"{line.speaker}_reference"] = found.references[line.speaker]
         voices[line.speaker] = found.voices[line.speaker].numpy()
+    written = {folder / f"{name}.wav": wave for name, wave in waves.items()}
+    for path, wave in written.items():
+        # scaled so that a recording that is read again is the same to the last bit
+        tts.write_wav(path, wave * (32768 / 32767), SAMPLE_RATE)
     np.savez(folder / "voices.npz", **voices)
-    return written
+    return list(written)
 
 
 def publish(profile: str) -> list[Path]:
-    """All files of Day 11's `audio/` anew: what `python -m Day11_Voice_Cloning.synthesize` does."""
+    """Write all files of Day 11's `audio/`, as `python -m Day11_Voice_Cloning.synthesize` does."""
     wanted, nets = lines(profile, published=True), networks(profile)
     found = material(wanted, profile)
     made = perform(wanted, found, nets)
@@ -351,15 +337,15 @@ def clone(
 ) -> Tensor:
     """A text in the voice of a recording (a file, or samples at `rate` Hz): sound `(time,)` at 16 kHz.
 
-    By its d-vector alone; where the words that are `said` in it are given, the voice is learned from them.
-
-    Raises ConsentError unless `consent` is True, TextError for what cannot be read, AudioError for a recording
-    that cannot be used: a file that is none, silence, less than a second of speech.
+    From its d-vector alone; with the words that are `said` in it the synthesizer is adapted to the recording.
+    Raises ConsentError unless `consent` is True, TextError for a text that cannot be read, ValueError for an
+    unknown vocoder, AudioError for a recording that cannot be used: no sound file, silence, less than a
+    second of speech.
     """
     if consent is not True:
         raise ConsentError(
-            "consent is not given: clone a voice only when it is your own, or when the person agreed to this "
-            "use; then say consent=True."
+            "consent is missing: clone a voice only when it is your own, or when the person agreed to this "
+            "use; then pass consent=True."
         )
     if vocoder not in nets.vocoders:
         raise ValueError(f"vocoder {vocoder!r}: write one of {', '.join(nets.vocoders)}")
@@ -379,10 +365,8 @@ def clone(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the files of `audio/` and name them; 2 with a message where weights are missing."""
-    arguments = argparse.ArgumentParser(
-        description="Write the files of audio/ from text and weights."
-    )
+    """Write the files of `audio/` and list them; returns 2 after a message where weights are missing."""
+    arguments = argparse.ArgumentParser(description="Write the files of audio/.")
     arguments.add_argument("--profile", choices=days.PROFILES, default="study")
     try:
         written = publish(arguments.parse_args(argv).profile)

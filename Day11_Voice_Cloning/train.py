@@ -167,8 +167,8 @@ def timed_utterances(
     parts: Sequence[Utterances], mel: SynthesisMel, settings: Parallel, teacher: Tacotron2
 ) -> durations.TimedUtterances:
     """A data set with the durations of its letters, from the attention of `teacher` (see `durations.timed`)."""
+    sentences = tts.make_dataset(parts, mel, settings.longest, settings.most)
     waves = [w for part in parts for w in tts.waves_at(part, mel.settings.sample_rate)]
-    sentences = tts.make_dataset(parts, mel, settings.longest, settings.most, waves)
     between = settings.lowest, settings.highest
     return durations.timed(sentences, waves, teacher, mel.settings, between)
 

@@ -1,9 +1,9 @@
-"""WaveGlow, compact: sound to noise by invertible steps, and noise back to sound (Prenger et al., 2019).
+"""A compact WaveGlow (Prenger et al., 2019, arXiv:1811.00002): a normalising flow between sound and noise.
 
-arXiv:1811.00002. A wave is folded into groups of samples; each flow mixes the channels by an invertible 1 x 1
-convolution (Kingma & Dhariwal, 2018, arXiv:1807.03039) and then scales and shifts one half of them by what a
-small WaveNet makes of the other half and of the mel. All of it can be undone exactly, and its
-log-determinant is known, so the likelihood of a wave is, too: that is the loss.
+A wave is folded into groups of samples. Each flow mixes the channels with an invertible 1 x 1 convolution
+(Kingma & Dhariwal, 2018, arXiv:1807.03039), then scales and shifts one half of them by the output of a small WaveNet on the
+other half and the mel. Every step is invertible with a known log-determinant, so the likelihood of a wave is
+known: it is the loss.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class WaveGlowConfig:
-    """Sizes. The paper's: 12 flows, group 8, 2 channels out after every 4 flows, WaveNets of 8 layers by 512
-    (256 in NVIDIA's); these here are made for one hour of one speaker and a vocoder under 25 MB."""
+    """Layer sizes, for one hour of one speaker and a file under 25 MB. The paper has 12 flows, group 8, 2 channels
+    out after every 4 flows, WaveNets of 8 layers with 512 channels (256 in NVIDIA's code)."""
 
     flows: int = 8
     group: int = 16
@@ -33,7 +33,7 @@ class WaveGlowConfig:
 
 
 class Invertible1x1(nn.Module):
-    """Mixing of the channels by a square matrix, begun as a rotation: `(batch, channels, time)`."""
+    """Mixes the channels of `(batch, channels, time)` by a square matrix, initialised as a rotation."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Invertible1x1(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The mixed channels, and log |det| for each point in time (a scalar)."""
-        with torch.autocast(x.device.type, enabled=False):  # in bfloat16 it is no inverse
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16 is too coarse for an inverse
             return self.weight @ x, torch.linalg.slogdet(self.weight).logabsdet
 
     def inverse(self, x: Tensor) -> Tensor:
@@ -50,10 +50,10 @@ class Invertible1x1(nn.Module):
 
 
 class SmallWaveNet(nn.Module):
-    """Dilated convolutions with gates (van den Oord et al., 2016, arXiv:1609.03499), not causal.
+    """Gated dilated convolutions (van den Oord et al., 2016, arXiv:1609.03499), not causal.
 
     Half the channels `(batch, half, time)` and the conditioning frames to `log s` and `t`, each `(batch, half,
-    time)`. The last layer begins at 0, so that each flow begins as the identity.
+    time)`. The last layer is initialised with 0, so that each flow starts as the identity.
     """
 
     def __init__(self, half: int, config: WaveGlowConfig) -> None:
@@ -72,7 +72,7 @@ class SmallWaveNet(nn.Module):
     def forward(self, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         size, dtype, x = x.shape[2], x.dtype, self.start(x)
         total = torch.zeros_like(x)
-        # 1 x 1 convolution first, then to the points in time: linear both, and 16 times fewer products
+        # 1 x 1 convolution before the upsampling: both are linear, and this order needs 16 times fewer products
         conditions = self.condition(frames).chunk(len(self.dilated), 1)
         layers = zip(self.dilated, self.mix, conditions, strict=True)
         for dilated, mix, condition in layers:
@@ -87,7 +87,7 @@ class SmallWaveNet(nn.Module):
 
 
 def spread(frames: Tensor, size: int) -> Tensor:
-    """Frames `(batch, channels, n + 1)` to `size` points, by lines: frame t is at `t * size / n`."""
+    """Linear upsampling of frames `(batch, channels, n + 1)` to `size` points; frame t is at `t * size / n`."""
     x = F.interpolate(frames, size + 1, mode="linear", align_corners=True)
     return x[:, :, :-1]
 
@@ -95,7 +95,7 @@ def spread(frames: Tensor, size: int) -> Tensor:
 class WaveGlow(nn.Module):
     """Sound `(batch, frames * hop)` and normalised mel `(batch, n_mels, frames + 1)` to noise, and back.
 
-    `forward` gives noise of the sound's size and the log-determinant of each item; `decode` makes sound.
+    `forward` returns noise of the sound's shape and the log-determinant of each item; `decode` returns sound.
     """
 
     def __init__(self, config: WaveGlowConfig | None = None) -> None:
@@ -103,7 +103,7 @@ class WaveGlow(nn.Module):
         c = self.config = config or WaveGlowConfig()
         if c.hop % c.group or c.group % 2 or c.early_size % 2:
             raise ValueError(
-                f"hop {c.hop} is to be a multiple of group {c.group}, group and early_size even"
+                f"hop {c.hop} must be a multiple of group {c.group}, group and early_size even"
             )
         self.encode_mel = nn.Sequential(
             nn.Conv1d(c.n_mels, c.condition, 5, padding=2),
@@ -121,7 +121,7 @@ class WaveGlow(nn.Module):
         self.nets = nn.ModuleList(SmallWaveNet(n // 2, c) for n in sizes)
 
     def _early(self, flow: int) -> bool:
-        """Whether some channels leave before this flow: they get gradient by a shorter way."""
+        """Whether some channels are output before this flow, which gives them a shorter path for the gradient."""
         return flow > 0 and flow % self.config.early_every == 0
 
     def _fold(self, wave: Tensor, mel: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class WaveGlow(nn.Module):
             if self._early(i):
                 out.append(x[:, : self.config.early_size])
                 x = x[:, self.config.early_size :]
-            x, each = mixer(x)
+            x, each = mixer(x)  # (batch, channels, time)
             still, moved = x.chunk(2, 1)
             log_s, t = net(still, frames)
             x = torch.cat([still, moved * log_s.exp() + t], 1)
@@ -150,11 +150,12 @@ class WaveGlow(nn.Module):
         return z.transpose(1, 2).flatten(1), log_det
 
     def inverse(self, z: Tensor, mel: Tensor) -> Tensor:
-        """The sound whose noise is `z`: `forward` undone step by step, from the last flow to the first."""
+        """The sound of the noise `z`: the inverse of `forward`, from the last flow to the first."""
         c = self.config
         x, frames = self._fold(z, mel), self.encode_mel(mel)
         early = [i for i in range(c.flows) if self._early(i)]
-        parts = list(x.split([*[c.early_size] * len(early), self.nets[-1].end.out_channels], 1))  # fmt: skip
+        sizes = [*[c.early_size] * len(early), self.nets[-1].end.out_channels]
+        parts = list(x.split(sizes, 1))
         x = parts.pop()
         for i in reversed(range(c.flows)):
             still, moved = x.chunk(2, 1)
@@ -168,18 +169,18 @@ class WaveGlow(nn.Module):
     def decode(self, mel: Tensor, sigma: float = 0.7, seed: int = 0) -> Tensor:
         """Sound `(batch, (frames - 1) * hop)` in -1..1 of a mel `(batch, n_mels, frames)`.
 
-        From noise of deviation `sigma` (drawn by `seed`, the same on every device): less than the 1 of
+        From noise of standard deviation `sigma` (from `seed`, the same on every device); a value below the 1 of
         training makes the sound cleaner and duller.
         """
         if mel.shape[2] < 2:
-            raise ValueError(f"{mel.shape[2]} frames are no sound: two at least are wanted")
+            raise ValueError(f"{mel.shape[2]} frames are no sound: at least two are needed")
         g = torch.Generator().manual_seed(seed)
         z = torch.randn(len(mel), (mel.shape[2] - 1) * self.config.hop, generator=g)
         return self.inverse(sigma * z.to(mel.device), mel).clamp(-1, 1)
 
 
 class WaveGlowLoss(nn.Module):
-    """Negative log-likelihood of a wave in nats per sample, under noise of deviation `sigma`: for `tts.train`."""
+    """Negative log-likelihood of a wave in nats per sample, for noise of standard deviation `sigma`."""
 
     def __init__(self, model: WaveGlow, sigma: float = 1.0) -> None:
         super().__init__()

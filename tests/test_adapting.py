@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from Day11_Voice_Cloning import adaptation
+from Day11_Voice_Cloning import adaptation, synthesize
 from Day11_Voice_Cloning.adaptation import Adapting
 from Day11_Voice_Cloning.fastspeech_loss import fastspeech_losses
 from utils.features import SAMPLE_RATE
@@ -151,9 +151,10 @@ def test_frames_are_compared_without_level_and_colour():
 
 def test_a_learned_voice_speaks_and_refuses(model, teacher, wave):
     voice = torch.nn.functional.normalize(torch.ones(256), dim=0)
+    speakers = {"parallel": model, "voices": teacher}
     mel = SynthesisMel(LIBRISPEECH)
-    how = (voice, mel, Adapting(steps=2))
-    learned = adaptation.learn(model, teacher, wave, "Hello.", *how)
+    nets = synthesize.Networks(speakers, {}, mel, {}, Adapting(steps=2))
+    learned = synthesize.learn_voice(nets, wave, "Hello.", voice)
     speech = learned.say("Good morning.")
     n = int(speech.lengths[0])
     assert speech.item(0).shape == (80, n)
@@ -163,8 +164,8 @@ def test_a_learned_voice_speaks_and_refuses(model, teacher, wave):
         learned.say("")
     # texts that cannot be read and silent recordings leave nothing to learn from
     with pytest.raises(ValueError, match="nothing to speak"):
-        adaptation.learn(model, teacher, wave, "", *how)
+        synthesize.learn_voice(nets, wave, "", voice)
     with pytest.raises(ValueError, match="silent"):
-        adaptation.learn(model, teacher, torch.zeros(SAMPLE_RATE), "Hello.", *how)
+        synthesize.learn_voice(nets, torch.zeros(SAMPLE_RATE), "Hello.", voice)
     with pytest.raises(ValueError, match="30 at most"):
-        adaptation.learn(model, teacher, wave.repeat(20), "Hello.", *how)
+        synthesize.learn_voice(nets, wave.repeat(20), "Hello.", voice)

@@ -230,7 +230,7 @@ def utterances():
 
 def test_prepared_sentences():
     waves, texts, d_vectors = utterances()
-    every = tts.prepare(waves, texts, d_vectors, SynthesisMel(), longest=2.0, bar=False)
+    every = tts.prepare(waves, texts, d_vectors, SynthesisMel(), longest=2.0)
     assert every.numbers == [0, 1, 2]
     assert set(every.skipped) == {3, 4, 5}
     assert "silent" in every.skipped[3]
@@ -244,9 +244,9 @@ def test_prepared_sentences():
     assert batch.mel.shape[2] % 3 == 0
     assert torch.equal(batch.d_vectors, d_vectors[[1, 0]])
     with pytest.raises(ValueError, match="as many of each"):
-        tts.prepare(waves, texts[:2], d_vectors, SynthesisMel(), bar=False)
+        tts.prepare(waves, texts[:2], d_vectors, SynthesisMel())
     with pytest.raises(ValueError, match="no sentence of 1 can be used"):
-        tts.prepare([np.zeros(RATE)], ["a"], d_vectors[:1], SynthesisMel(), bar=False)
+        tts.prepare([np.zeros(RATE)], ["a"], d_vectors[:1], SynthesisMel())
 
 
 def test_text_becomes_files_of_sound(tmp_path):

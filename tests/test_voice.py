@@ -131,10 +131,8 @@ def test_words_are_plain():
 def test_word_error_rate_over_all_words(monkeypatch):
     said = iter(["one three", "four five six"])
     monkeypatch.setattr(evaluate, "_decoder", lambda: None)
-    monkeypatch.setattr(evaluate, "_listen", lambda pcm: next(said))
-    rate, heard = evaluate.asr_wer(
-        [torch.zeros(9)] * 2, ["1, 2, 3.", "Four five."], RATE
-    )
+    monkeypatch.setattr(evaluate, "_transcribe", lambda wave: next(said))
+    rate, heard = evaluate.asr_wer([torch.zeros(9)] * 2, ["1, 2, 3.", "Four five."], RATE)
     assert rate == pytest.approx(2 / 5)
     assert heard == ["one three", "four five six"]
 
@@ -143,7 +141,7 @@ def test_a_missing_recogniser_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pocketsphinx", None)
     evaluate._decoder.cache_clear()
     with pytest.raises(evaluate.MissingRecogniser, match="pip install pocketsphinx"):
-        evaluate.hear(speechlike(), RATE)
+        evaluate.hear_all([speechlike()], RATE)
     assert not evaluate.recogniser_is_here()
 
 
@@ -153,7 +151,7 @@ def test_the_recogniser_answers_with_words():
     index, samples = read_sample("sentences")
     start, length = int(index[0]["start"]), int(index[0]["length"])
     wave = torch.from_numpy(samples[start : start + length].copy()) / 32768
-    heard = evaluate.hear(wave, RATE).split()
+    heard = evaluate.hear_all([wave], RATE)[0].split()
     assert 3 <= len(heard) <= 20  # a synthetic voice: words, not the right ones
 
 
@@ -167,4 +165,3 @@ def test_what_is_heard_does_not_depend_on_what_was_heard_before_or_by_whom():
     there = evaluate.hear_all(waves, RATE)
     assert evaluate.hear_all(waves[::-1], RATE)[::-1] == there
     assert evaluate.hear_all(waves, RATE, processes=2) == there
-    assert [evaluate.hear(wave, RATE) for wave in waves] == there

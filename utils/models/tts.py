@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, count, islice
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from ..device import gains_bf16
 from ..features import MFCC, SAMPLE_RATE, AudioError, as_float, resample, to_level
-from ..logger import Run, progress
+from ..logger import Run
 from ..speech.corpora import Utterances
 from ..speech.pack import to_int16
 from ..training import History, fit
@@ -53,20 +53,14 @@ def waves_at(sentences: Utterances, rate: int = SAMPLE_RATE) -> list[Tensor]:
 
 
 def make_dataset(
-    parts: Sequence[Utterances],
-    mel: SynthesisMel,
-    longest: float,
-    most: int = 10,
-    waves: Sequence[Tensor] | None = None,
+    parts: Sequence[Utterances], mel: SynthesisMel, longest: float, most: int = 10
 ) -> TTSDataset:
     """Utterances of one or several sets as training data, each with the d-vector of its speaker.
 
     The mels are computed at the rate of `mel`, the d-vectors at 16 kHz (see `speaker_vectors` for `most`).
-    `waves` are those of the parts at the mel's rate, if the caller already has them.
     """
     rate, encoder = mel.settings.sample_rate, pretrained_dvector(mel.hann.device)
-    if waves is None:
-        waves = [w for part in parts for w in waves_at(part, rate)]
+    waves = [w for part in parts for w in waves_at(part, rate)]
     texts = [text for part in parts for text in part.texts]
     speakers = [name for part in parts for name in part.speakers]
 
@@ -74,7 +68,7 @@ def make_dataset(
         return encoder.embed([resample(as_float(w), rate, SAMPLE_RATE) for w in some])
 
     voices = speaker_vectors(waves, speakers, embed, most).cpu()
-    return prepare(waves, texts, voices, mel, longest, bar=False)
+    return prepare(waves, texts, voices, mel, longest)
 
 
 Vocoder = Callable[[Tensor], Tensor]
@@ -131,7 +125,6 @@ def prepare(
     d_vectors: Tensor,
     mel: SynthesisMel,
     longest: float = 8.0,
-    bar: bool = True,
 ) -> TTSDataset:
     """Utterances as training data: trimmed, equal in level, with mel and symbols computed once.
 
@@ -145,24 +138,22 @@ def prepare(
         )
     rate, device = mel.settings.sample_rate, mel.hann.device
     kept, mels, symbols, skipped = [], [], [], {}
-    with progress(len(waves), "mel spectrograms", enabled=bar) as shown:
-        for i, (wave, text) in enumerate(zip(waves, texts, strict=True)):
-            shown.update()
-            try:
-                if isinstance(wave, np.ndarray):
-                    wave = torch.from_numpy(np.array(wave))  # a pack is read-only
-                wave = trim_silence(wave, rate)
-                numbers = encode(text)
-            except (AudioError, TextError) as e:
-                skipped[i] = str(e)
-                continue
-            if len(wave) > longest * rate:
-                skipped[i] = f"{len(wave) / rate:.1f} s, {longest:g} at most"
-                continue
-            wave = to_level(as_float(wave), -25.0, peak=0.99)
-            mels.append(mel(wave[None].to(device))[0])
-            symbols.append(torch.tensor(numbers))
-            kept.append(i)
+    for i, (wave, text) in enumerate(zip(waves, texts, strict=True)):
+        try:
+            if isinstance(wave, np.ndarray):
+                wave = torch.from_numpy(np.array(wave))  # a pack is read-only
+            wave = trim_silence(wave, rate)
+            numbers = encode(text)
+        except (AudioError, TextError) as e:
+            skipped[i] = str(e)
+            continue
+        if len(wave) > longest * rate:
+            skipped[i] = f"{len(wave) / rate:.1f} s, {longest:g} at most"
+            continue
+        wave = to_level(as_float(wave), -25.0, peak=0.99)
+        mels.append(mel(wave[None].to(device))[0])
+        symbols.append(torch.tensor(numbers))
+        kept.append(i)
     if not kept:
         raise ValueError(f"no sentence of {len(waves)} can be used: {skipped}")
     pad = partial(nn.utils.rnn.pad_sequence, batch_first=True)
@@ -339,18 +330,14 @@ def train(
     warmup: float = 0.1,
     mixed: bool = True,
     graph: bool = False,
-    validate: Callable[[nn.Module], Mapping[str, float]] | None = None,
-    run: Run | None = None,
-    checkpoint: Path | None = None,
-    stop: Callable[[Mapping[str, float]], bool] | None = None,
-    bar: bool = True,
+    **how: Any,
 ) -> History:
     """Train a module that returns its loss (`TacotronLoss`, `WaveGlowLoss`) with AdamW and one cycle.
 
     `clip` limits the gradient norm, which is logged before clipping; `graph` captures the step (CUDA only).
-    `mixed` computes in bfloat16 on a GPU that gains from it; a CPU stays in float32. With `run` or
-    `checkpoint` a killed training continues after its last epoch (see `training.fit`). Raises Diverged when the
-    loss is no longer a number.
+    `mixed` computes in bfloat16 on a GPU that gains from it; a CPU stays in float32. `how` goes to `training.fit`:
+    validate, stop, and run or checkpoint, with which a killed training continues after its last epoch. Raises
+    Diverged when the loss is no longer a number.
     """
     device = next(loss.parameters()).device
     optimizer = torch.optim.AdamW(
@@ -365,8 +352,7 @@ def train(
     # the loss is cloned because a captured step always writes to the same tensor
     return fit(
         loss, batches, optimizer, epochs=epochs, loss_fn=lambda total, _: total.clone(),
-        scheduler=schedule, validate=validate, run=run, clip=clip, checkpoint=checkpoint,
-        stop=stop, bar=bar, mixed=mixed and device.type == "cuda",
+        scheduler=schedule, clip=clip, mixed=mixed and device.type == "cuda", **how,
     )  # fmt: skip
 
 
