@@ -1,9 +1,9 @@
 """A compact WaveGlow (Prenger et al., 2019, arXiv:1811.00002): a normalising flow between sound and noise.
 
 A wave is folded into groups of samples. Each flow mixes the channels with an invertible 1 x 1 convolution
-(Kingma & Dhariwal, 2018, arXiv:1807.03039), then scales and shifts one half of them by the output of a small WaveNet on the
-other half and the mel. Every step is invertible with a known log-determinant, so the likelihood of a wave is
-known: it is the loss.
+(Kingma & Dhariwal, 2018, arXiv:1807.03039), then scales and shifts one half of them by the output of a small
+WaveNet on the other half and the mel. Every step is invertible with a known log-determinant, so the
+likelihood of a wave is known: it is the loss.
 """
 
 from __future__ import annotations
