@@ -10,20 +10,18 @@ from utils.features import SAMPLE_RATE, as_float, resample
 
 from .enhancer import HOP, istft, stft
 
-# --- before networks ----------------------------------------------------------------------------------
-
 
 def noise_power(power: Tensor, smooth: float = 0.9, seconds: float = 1.5) -> Tensor:
-    """The noise in a power spectrum `(batch, frames, bins)`: the least smoothed power of the last `seconds`.
+    """Noise in a power spectrum `(batch, frames, bins)`: the minimum of the smoothed power in the last `seconds`.
 
     Speech pauses in every bin sooner or later, so the minimum is noise (Martin, 2001, in its simplest form, with a
-    constant in the place of his bias correction). Causal, but for the first 100 ms, which are taken together.
+    constant instead of his bias correction). Causal, except for the first 100 ms, which are averaged.
     """
     level, smoothed = power[:, :6].mean(1), []
     for frame in power.unbind(1):
         level = smooth * level + (1 - smooth) * frame
         smoothed.append(level)
-    line = torch.stack(smoothed, 1).transpose(1, 2)
+    line = torch.stack(smoothed, 1).transpose(1, 2)  # (batch, bins, frames)
     reach = max(1, round(seconds * SAMPLE_RATE / HOP))
     padded = F.pad(-line, (reach - 1, 0), value=-torch.inf)
     least = -F.max_pool1d(padded, reach, stride=1)
@@ -32,9 +30,9 @@ def noise_power(power: Tensor, smooth: float = 0.9, seconds: float = 1.5) -> Ten
 
 @torch.no_grad()
 def spectral_subtraction(wave: Tensor, over: float = 2.0, floor: float = 0.1) -> Tensor:
-    """`(batch, time)` less the power of its noise, `over` times (Boll, 1979; Berouti et al., 1979).
+    """`(batch, time)` minus `over` times the power of its noise (Boll, 1979; Berouti et al., 1979).
 
-    No bin falls below the share `floor` of its magnitude: what is left of the noise would else ring.
+    No bin falls below the fraction `floor` of its magnitude, otherwise the remaining noise rings (musical noise).
     """
     wave = as_float(wave)
     spectrum = stft(wave)
@@ -47,18 +45,17 @@ def spectral_subtraction(wave: Tensor, over: float = 2.0, floor: float = 0.1) ->
 def wiener(wave: Tensor, memory: float = 0.98, floor_db: float = -20.0) -> Tensor:
     """`(batch, time)` through a Wiener filter with the decision-directed SNR (Ephraim & Malah, 1984).
 
-    The SNR before a frame is seen is guessed as `memory` times what the last frame's filter let through, and the
-    rest from this frame; gain = snr / (1 + snr), not below `floor_db`.
+    The a priori SNR is `memory` times what the filter passed in the last frame, plus the rest from this frame;
+    gain = snr / (1 + snr), not below `floor_db`.
     """
     wave = as_float(wave)
     spectrum = stft(wave)
     power = spectrum.abs().square()
     after = power / noise_power(power).clamp(min=1e-12)
-    least = 10 ** (floor_db / 20)
     passed, gains = torch.zeros_like(after[:, 0]), []
     for seen in after.unbind(1):
         snr = memory * passed + (1 - memory) * (seen - 1).clamp(min=0)
-        gain = (snr / (1 + snr)).clamp(min=least)
+        gain = (snr / (1 + snr)).clamp(min=10 ** (floor_db / 20))
         passed = gain.square() * seen
         gains.append(gain)
     return istft(spectrum * torch.stack(gains, 1), wave.shape[1])

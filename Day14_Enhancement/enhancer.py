@@ -162,13 +162,13 @@ class Enhancer(nn.Module):
 
     def start(self, batch: int) -> list[Tensor]:
         """The state before the first frame, in the order of the blocks: silence and zeros."""
-        like = self.mask.weight
-        convs = [
-            [like.new_zeros(batch, self.channels, b.past, self.bands) for b in blocks]
-            for blocks in (self.encoder, self.decoder)
-        ]
-        grus = [like.new_zeros(1, batch * self.bands, self.hidden) for _ in self.paths]
-        return [*convs[0], *grus, *convs[1]]
+        new = self.mask.weight.new_zeros
+
+        def past(blocks: nn.ModuleList) -> list[Tensor]:
+            return [new(batch, self.channels, block.past, self.bands) for block in blocks]
+
+        hidden = [new(1, batch * self.bands, self.hidden) for _ in self.paths]
+        return past(self.encoder) + hidden + past(self.decoder)
 
     def filter(self, spectrum: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Noisy frames `(batch, frames, 257)` and the state before, to enhanced frames and the state after."""

@@ -1,4 +1,4 @@
-"""Day 14's searches: how to train the enhancer, and how to train Day 13's speaker encoder on under noise.
+"""Day 14's searches: training of the enhancer, and fine-tuning of Day 13's speaker encoder on noisy speech.
 
 `python -m tools sweep --day 14` fills both studies, one after the other.
 """
@@ -21,30 +21,14 @@ from utils import days, tuning
 from utils.device import pick_device, seed_everything
 from utils.features import SAMPLE_RATE
 from utils.logger import RunLogger
-from utils.models.ecapa_tdnn import (
-    SpeakerNet,
-    SpeakerSettings,
-    load_speaker_net,
-    train_speaker_net,
-    training_voices,
-    validation_eer,
-    voice_augmentation,
-)
+from utils.models import ecapa_tdnn
+from utils.models.ecapa_tdnn import SpeakerNet
 from utils.models.verification import mean_embeddings
 from utils.speech.corpora import PackedSpeech, librispeech
 from utils.training import OPTIMIZERS, History
 
+from . import train as day14
 from .enhancer import LOSSES
-from .train import (
-    COLUMNS,
-    EnhancerSettings,
-    Mixed,
-    day14_noises,
-    split_tail,
-    train_enhancer,
-    validation_mixtures,
-    validation_quality,
-)
 
 
 def init_class_weights(
@@ -70,10 +54,9 @@ BUDGET: dict[str, dict[str, Any]] = {
     "study": {"trials": 10, "epochs": 6, "sound": 400, "seconds": 2.0, "utterances": 8, "width": 1.0},
     "full": {"trials": 40, "epochs": 10, "sound": 4000, "seconds": 3.0, "utterances": 20, "width": 1.0},
 }  # fmt: skip
-"""Trials of each of the two studies, epochs of a trial that is not pruned, seconds of sound an epoch (the
-encoder, which is quicker, hears three times as much), seconds of an example, validation utterances of a
-speaker, and the share of the networks' channels. The same sound for every batch size: few large steps against
-many small ones."""
+"""Trials of each study, epochs of a trial that is not pruned, seconds of sound an epoch (three times as much for
+the encoder, which trains faster), seconds of an example, validation utterances a speaker, and the fraction of
+the networks' channels. The sound is the same for every batch size: few large steps against many small ones."""
 
 SPACES: dict[str, dict[str, BaseDistribution]] = {
     "enhancer": {
@@ -89,10 +72,10 @@ SPACES: dict[str, dict[str, BaseDistribution]] = {
         "margin": FloatDistribution(0.0, 0.5),
     },
 }
-"""What may vary in each study."""
+"""The hyperparameters of each study."""
 
 SGD_FACTOR = 10.0
-"""SGD's steps are the gradient times the rate, Adam's about the rate itself: its range lies higher."""
+"""SGD's learning rate is drawn from this many times the range: Adam normalises its steps, SGD does not."""
 
 SNR_DB = 5.0
 """Speech-to-noise ratio of the validation mixtures of both studies (dB)."""
@@ -108,39 +91,32 @@ class Speech:
     speech: PackedSpeech
     voices: PackedSpeech
     noises: Mapping[str, Tensor]
-    mixed: Mixed
+    mixed: day14.Mixed
     mixed_speakers: list[str]
     encoder: SpeakerNet | None = None
     class_weights: Tensor | None = None
 
 
-def shipped_encoder(profile: str) -> SpeakerNet | None:
-    """Day 13's encoder from a GPU, which the verifier's study fine-tunes; None in quick: random weights.
-
-    Raises FileNotFoundError with the command that trains it.
-    """
-    return None if profile == "quick" else load_speaker_net(profile="full")
-
-
 def load(profile: str, device: torch.device) -> Speech:
     """The training and validation speakers of LibriSpeech and Speech Commands, and the noises to train with.
 
-    Validation uses the ends of the noise recordings, training the rest. The test split is not touched.
+    Validation uses the ends of the noise recordings, training the rest. The test split is not touched. The
+    verifier's study fine-tunes Day 13's encoder from a GPU; in quick it starts from random weights.
     """
-    corpus, noise = librispeech(profile), day14_noises(profile)
-    heard, kept = split_tail(noise.train)
-    mixed, speakers = validation_mixtures(
+    corpus, noise = librispeech(profile), day14.day14_noises(profile)
+    heard, kept = day14.split_tail(noise.train)
+    mixed, speakers = day14.validation_mixtures(
         corpus.validation, kept, BUDGET[profile]["utterances"], SNR_DB
     )
-    found = training_voices(profile, corpus, speeds=(1.0,)).to(device)
-    encoder, weights = shipped_encoder(profile), None
-    if encoder is not None:
-        weights = init_class_weights(encoder.to(device), found)
+    found = ecapa_tdnn.training_voices(profile, corpus, speeds=(1.0,)).to(device)
+    encoder = weights = None
+    if profile != "quick":
+        encoder = ecapa_tdnn.load_speaker_net(0, device, "full")
+        weights = init_class_weights(encoder, found)
     return Speech(
         corpus.train.packed(device, f"{corpus.name}+{noise.name}"),
         replace(found, name=f"{found.name}+{noise.name}"), heard,
-        replace(mixed, noisy=mixed.noisy.to(device), clean=mixed.clean.to(device)), speakers,
-        encoder, weights,
+        mixed.to(device), speakers, encoder, weights,
     )  # fmt: skip
 
 
@@ -161,18 +137,16 @@ def train(
         "batches": max(1, round(examples / settings["batch_size"])),
     }  # fmt: skip
     if study == "enhancer":
-        plan = EnhancerSettings(channels=round(32 * budget["width"]), **how, **settings)
-        validate = partial(validation_quality, noisy=speech.mixed.noisy, clean=speech.mixed.clean)
-        return train_enhancer(speech.speech, speech.noises, validate, plan, seed=seed, **more)
-    plan = SpeakerSettings(channels=round(128 * budget["width"]), **how, **settings)
-    device = speech.voices.samples.device
-    augment = voice_augmentation(
+        plan = day14.EnhancerSettings(channels=round(32 * budget["width"]), **how, **settings)
+        validate = partial(day14.validation_quality, mixed=speech.mixed)
+        return day14.train_enhancer(speech.speech, speech.noises, validate, plan, seed=seed, **more)
+    plan = ecapa_tdnn.SpeakerSettings(channels=round(128 * budget["width"]), **how, **settings)
+    noisy, device = list(speech.mixed.noisy), speech.voices.samples.device
+    augment = ecapa_tdnn.voice_augmentation(
         speech.noises, noisy=1.0, snr_db=(-5.0, 15.0), device=device, seed=seed
     )
-    validate = partial(
-        validation_eer, waves=list(speech.mixed.noisy), speakers=speech.mixed_speakers
-    )
-    return train_speaker_net(
+    validate = partial(ecapa_tdnn.validation_eer, waves=noisy, speakers=speech.mixed_speakers)
+    return ecapa_tdnn.train_speaker_net(
         speech.voices, validate, plan, augment, encoder=copy.deepcopy(speech.encoder),
         class_weights=speech.class_weights, seed=seed, **more,
     )  # fmt: skip
@@ -181,9 +155,9 @@ def train(
 def score(study: str, numbers: Mapping[str, float]) -> float:
     """What a search maximises, on validation mixtures at 5 dB.
 
-    Enhancer: STOI, which none of the losses optimises itself, and a hundredth of the gain in SI-SDR (dB).
-    Verifier: minus the EER, and so little of the loss that it parts only what is equal: a loss differs by whole
-    units from margin to margin, an EER over these mixtures by tenths of a per cent.
+    Enhancer: STOI, which none of the losses optimises directly, plus a hundredth of the gain in SI-SDR (dB).
+    Verifier: minus the EER, and a tiny part of the loss as a tie-breaker: the loss differs by whole units from
+    margin to margin, an EER over these mixtures by tenths of a per cent.
     """
     if study == "enhancer":
         return numbers["val_stoi"] + 0.01 * numbers["val_gain"]
@@ -193,8 +167,7 @@ def score(study: str, numbers: Mapping[str, float]) -> float:
 def objective(
     study: str, log: RunLogger, speech: Speech, budget: Mapping[str, Any]
 ) -> Callable[[Trial], float]:
-    """A function of a trial: trains, leaves a row, and returns its score."""
-
+    """A function of a trial: trains, writes a row, and returns the score."""
     curve = "val_stoi" if study == "enhancer" else "val_eer"
     how = {"epochs": budget["epochs"], "curves": {"val_curve": curve}, "study": study}
     trained = partial(train, study, speech, budget=budget, bar=False)
@@ -221,12 +194,12 @@ study_path = partial(tuning.study_path, 14)
 def run_worker(
     profile: str, trials: int | None = None, studies: Sequence[str] = tuple(SPACES)
 ) -> None:
-    """One worker: fills the enhancer's study, then the verifier's."""
+    """One worker: trials of the enhancer's study, then of the verifier's."""
     device, budget = pick_device(), BUDGET[profile]
     speech = load(profile, device)
     for study in studies:
         data = speech.speech if study == "enhancer" else speech.voices
-        log = RunLogger(14, profile, data.name, device, COLUMNS)
+        log = RunLogger(14, profile, data.name, device, day14.COLUMNS)
         tuning.search(
             study_path(profile, study),
             objective(study, log, speech, budget),
