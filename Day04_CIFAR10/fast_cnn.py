@@ -1,4 +1,4 @@
-"""The network of the fast recipe: whitening filters, three stages, 1.2 M weights."""
+"""The network of Day 4's fast recipe: fixed whitening filters, then three stages."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import Tensor, nn
 
 
 def whitening_filters(x: Tensor, size: int = 2) -> Tensor:
-    """Filters that make `size` x `size` patches of `x` uncorrelated: `(3 * size**2, 3, size, size)`.
+    """Filters that decorrelate `size` x `size` patches of `x`: `(3 * size**2, 3, size, size)`.
 
-    The eigenvectors of the patches' covariance, each divided by the root of its eigenvalue, the
-    strongest first. `x` is `(images, 3, height, width)`; a few hundred images are enough.
+    The eigenvectors of the covariance of the patches, each divided by the square root of its eigenvalue, largest
+    eigenvalue first. `x` is `(images, 3, height, width)`; a few hundred images are enough.
     """
-    patches = x.unfold(2, size, 1).unfold(3, size, 1)
+    patches = x.unfold(2, size, 1).unfold(3, size, 1)  # (images, 3, rows, columns, size, size)
     patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * size**2)
-    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))  # ascending
     filters = (vectors / (values + 5e-4).sqrt()).T.flip(0)
     return filters.reshape(-1, 3, size, size)
 
 
 class FastCNN(nn.Module):
-    """A whitened first layer that is not trained, then three blocks of two convolutions.
+    """A fixed whitening layer, then three blocks of two convolutions.
 
-    After K. Jordan's airbench (arXiv:2404.00498): whitening lets the rest begin with uncorrelated
-    inputs, pooling comes early, GELU bends. `(batch, 3, 32, 32)` to logits `(batch, 10)`;
-    smaller images go through as well, which makes the first epochs of a training cheap.
+    After K. Jordan's airbench (arXiv:2404.00498): the trained layers get uncorrelated inputs, pooling comes
+    early, the activation is GELU. `(batch, 3, 32, 32)` to logits `(batch, 10)`; smaller images work as well,
+    which makes the first epochs of a training run cheap.
     """
 
     def __init__(

@@ -232,11 +232,11 @@ def make_trials(
         alike = [s for s in away if sex[s] == sex[speaker]]
         unlike = [s for s in away if sex[s] != sex[speaker]]
         groups = [(alike, other // 2), (unlike, other - other // 2)]
-        for group, wanted in groups if known else [(away, other)]:
+        for group, goal in groups if known else [(away, other)]:
             theirs = [i for s in group for i in own[s]]
             found = tries = 0
             # a pair that another speaker drew before is not drawn twice; small sets run out of pairs
-            while theirs and found < wanted and tries < 20 * wanted:
+            while theirs and found < goal and tries < 20 * goal:
                 tries += 1
                 a, b = sorted((draw(mine), draw(theirs)))
                 found += (a, b) not in chosen

@@ -63,11 +63,10 @@ def erb_bank(low: int = 65, bands: int = 64) -> Tensor:
     hz = torch.arange(BINS, dtype=torch.float64) * SAMPLE_RATE / N_FFT
     erb = 21.4 * torch.log10(1 + 0.00437 * hz)  # (257,)
     centres = torch.linspace(float(erb[low]), float(erb[-1]), bands, dtype=torch.float64)
-    width = centres[1] - centres[0]
     bank = torch.zeros(BINS, low + bands, dtype=torch.float64)
     bank[:low, :low] = torch.eye(low)
-    triangles = 1 - (erb[low:, None] - centres).abs() / width  # (257 - low, bands)
-    bank[low:, low:] = triangles.clamp(min=0)
+    triangles = 1 - (erb[low:, None] - centres).abs() / (centres[1] - centres[0])
+    bank[low:, low:] = triangles.clamp(min=0)  # (257 - low, bands)
     return (bank / bank.sum(1, keepdim=True)).float()
 
 

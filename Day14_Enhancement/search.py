@@ -104,9 +104,9 @@ def load(profile: str, device: torch.device) -> Speech:
     verifier's study fine-tunes Day 13's encoder from a GPU; in quick it starts from random weights.
     """
     corpus, noise = librispeech(profile), day14.day14_noises(profile)
-    heard, kept = day14.split_tail(noise.train)
+    train_noise, val_noise = day14.split_tail(noise.train)
     mixed, speakers = day14.validation_mixtures(
-        corpus.validation, kept, BUDGET[profile]["utterances"], SNR_DB
+        corpus.validation, val_noise, BUDGET[profile]["utterances"], SNR_DB
     )
     found = ecapa_tdnn.training_voices(profile, corpus, speeds=(1.0,)).to(device)
     encoder = weights = None
@@ -115,7 +115,7 @@ def load(profile: str, device: torch.device) -> Speech:
         weights = init_class_weights(encoder, found)
     return Speech(
         corpus.train.packed(device, f"{corpus.name}+{noise.name}"),
-        replace(found, name=f"{found.name}+{noise.name}"), heard,
+        replace(found, name=f"{found.name}+{noise.name}"), train_noise,
         mixed.to(device), speakers, encoder, weights,
     )  # fmt: skip
 

@@ -295,9 +295,9 @@ def train(profile: str, path: Path, seed: int = 0) -> training.History:
     """
     settings, device = SETTINGS[profile], pick_device()
     corpus, noise = corpora.librispeech(profile), day14_noises(profile)
-    heard, kept = split_tail(noise.train)
+    train_noise, val_noise = split_tail(noise.train)
     name, spoken, held_out = own_speech(profile, corpus)
-    mixed, _ = validation_mixtures(held_out, kept, 12)
+    mixed, _ = validation_mixtures(held_out, val_noise, 12)
     validate = partial(validation_quality, mixed=mixed.to(device))
     log = RunLogger(14, profile, f"{name}+{noise.name}", device, COLUMNS)
     chosen = {k: getattr(settings, k) for k in ("optimizer", "lr", "batch_size", "loss")}
@@ -306,10 +306,10 @@ def train(profile: str, path: Path, seed: int = 0) -> training.History:
         seed_everything(seed)
         spoken = spoken.packed(device)
         model, history = train_enhancer(
-            spoken, heard, validate, settings, seed=seed, run=run, label="enhancer"
+            spoken, train_noise, validate, settings, seed=seed, run=run, label="enhancer"
         )
         # batch norm's running means cover the last ten batches, here of few segments: take more
-        fresh = mixtures(spoken, heard, settings, seed).epoch(settings.epochs)
+        fresh = mixtures(spoken, train_noise, settings, seed).epoch(settings.epochs)
         update_bn(itertools.islice(fresh, 300), model)
         end, size = history.epochs[-1], training.count_parameters(model)
         measured = {f"val_{k}": v for k, v in validate(model).items()}

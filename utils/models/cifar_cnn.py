@@ -1,4 +1,4 @@
-"""Day 4's networks for 32 x 32 colour images; Day 5 and the benchmark use them as well."""
+"""Day 4's network for 32 x 32 colour images; Day 5 and a template project use it as well."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 
 class SmallCNN(nn.Module):
-    """Three convolutions, each halved by pooling, then dropout and one linear layer.
+    """Three convolutions, each followed by max pooling, then dropout and one linear layer.
 
-    `(batch, 3, 32, 32)` to logits `(batch, 10)`. Pooling comes before batch norm and activation, which
-    then touch a quarter of the values; for ReLU and maximum the order makes no difference.
+    `(batch, 3, 32, 32)` to logits `(batch, 10)`. Pooling comes before batch norm and activation, which then
+    process a quarter of the values; max pooling and ReLU can be swapped without changing the result.
     """
 
     def __init__(

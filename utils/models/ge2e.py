@@ -1,8 +1,8 @@
-"""Speaker encoders: from a voice to a unit vector.
+"""Speaker encoders: from a voice to a unit vector (an embedding).
 
-`DVector` is the GE2E encoder whose trained weights come with the package `resemblyzer`; `SpeakerNet` is
-a small ECAPA-type network to train oneself; `load_ecapa` opens SpeechBrain's. All three share
-`Embedder`: `embed(waves)` gives `(utterances, dim)`, `partials(wave)` one vector for each window of it.
+`Embedder` is the interface of all encoders: `embed(waves)` gives `(utterances, dim)`, `partials(wave)` one vector
+for each window of an utterance. `DVector` is the GE2E encoder whose trained weights come with the package
+`resemblyzer`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ HOP = 160
 
 
 def slice_starts(samples: int, frames: int, rate: float = 1.3, coverage: float = 0.75) -> list[int]:
-    """First frames of the windows of `frames` frames that an utterance of `samples` samples is cut into.
+    """First frames of the windows of `frames` frames that cover an utterance of `samples` samples.
 
-    `rate` windows begin each second. The last one may reach over the end; it is left out when less
-    than the share `coverage` of it holds sound, unless it is the only one. Raises ValueError where
-    the windows would leave gaps.
+    `rate` windows begin each second. The last one may extend beyond the end; it is left out when less than the
+    fraction `coverage` of it is sound, unless it is the only one. Raises ValueError where the windows would
+    leave gaps.
     """
     step = round(SAMPLE_RATE / rate / HOP)
     if not 0 < step <= frames:
@@ -40,17 +40,17 @@ def slice_starts(samples: int, frames: int, rate: float = 1.3, coverage: float =
 
 
 def normalise_volume(wave: Tensor, target_dbfs: float = -30.0) -> Tensor:
-    """`(time,)` made louder until its RMS is `target_dbfs` dB of full scale; a louder one stays as it is."""
+    """`(time,)` amplified to an RMS of `target_dbfs` dB of full scale; a louder wave is returned unchanged."""
     rms = wave.square().mean().sqrt()
     gain = (10 ** (target_dbfs / 20) / rms.clamp(min=1e-9)).clamp(min=1)
     return wave * torch.where(rms > 0, gain, 1)
 
 
 class Embedder(nn.Module):
-    """Windows of one length in, one unit vector for each out; an utterance is the mean over its windows.
+    """Cuts utterances into windows, one unit vector each; the embedding of an utterance is their mean.
 
-    A subclass sets `frames`, the length of a window in steps of 10 ms, and has `segments(wave)`, the
-    samples of all windows, and `encode(segments)`.
+    A subclass sets `frames`, the length of a window in steps of 10 ms, and defines `segments(wave)` and
+    `encode(segments)`.
     """
 
     frames: int
@@ -62,7 +62,7 @@ class Embedder(nn.Module):
         return next(self.parameters()).device
 
     def segments(self, wave: Tensor) -> Tensor:
-        """The samples that each window of `(time,)` needs: `(windows, samples)`."""
+        """The samples of each window of `(time,)`: `(windows, samples)`."""
         raise NotImplementedError
 
     def encode(self, segments: Tensor) -> Tensor:
@@ -111,17 +111,17 @@ class Embedder(nn.Module):
 class DVector(Embedder):
     """GE2E speaker encoder (Wan et al., 2018, arXiv:1710.10467): three LSTM layers over 40 mel channels.
 
-    The last hidden state through a linear layer and ReLU, scaled to length 1, is the d-vector of 1.6 s of
-    speech (160 frames). The mel front end is librosa's `melspectrogram` with its defaults (Slaney's mel
+    A linear layer and ReLU after the last hidden state, scaled to length 1, give the d-vector of 1.6 s of
+    speech (160 frames). The mel front end equals librosa's `melspectrogram` with its defaults (Slaney's mel
     scale and area normalisation, power, no logarithm; windows of 400 samples) to within a relative 1e-3.
-    What RTVC does besides, cutting long pauses out by webrtcvad, is left out: read speech has few of
-    them, and the package needs a compiler.
+    Real-Time Voice Cloning also removes long pauses with webrtcvad; this is left out, since read speech has few
+    of them and the package needs a compiler.
     """
 
     frames = 160
     n_mels = 40
     margin = 200
-    """Half a window in samples: a frame sees so much on either side of its centre."""
+    """Half an FFT window in samples: what a frame needs on either side of its centre."""
 
     def __init__(self, hidden: int = 256, dim: int = 256, layers: int = 3) -> None:
         super().__init__()
@@ -136,12 +136,12 @@ class DVector(Embedder):
         self.linear = nn.Linear(hidden, dim)
 
     def mel(self, segments: Tensor) -> Tensor:
-        """Mel power of waves that bring their margins: `(batch, samples)` to `(batch, frames, 40)`."""
+        """Mel power of waves with their margins: `(batch, samples)` to `(batch, frames, 40)`."""
         return self.spectrogram(segments).transpose(1, 2) @ self.bank
 
     def forward(self, mel: Tensor) -> Tensor:
         """`(batch, frames, 40)` to d-vectors `(batch, 256)` of length 1."""
-        _, (hidden, _) = self.lstm(mel)
+        _, (hidden, _) = self.lstm(mel)  # (layers, batch, hidden)
         return F.normalize(F.relu(self.linear(hidden[-1])), dim=1)
 
     def encode(self, segments: Tensor) -> Tensor:
@@ -154,11 +154,11 @@ class DVector(Embedder):
         missing = starts[-1] * HOP + size - self.margin - len(wave)
         padded = F.pad(wave, (self.margin, max(0, missing)))
         step = starts[1] if len(starts) > 1 else 1
-        return padded.unfold(0, size, step * HOP)[: len(starts)]
+        return padded.unfold(0, size, step * HOP)[: len(starts)]  # (windows, size)
 
 
 def resemblyzer_weights() -> Path:
-    """The file of trained weights inside the installed package, whose code is not imported.
+    """The file of trained weights in the installed package resemblyzer, whose code is not imported.
 
     Raises FileNotFoundError with the command that installs it.
     """
@@ -177,6 +177,6 @@ def pretrained_dvector(device: torch.device | str = "cpu") -> DVector:
     state = torch.load(resemblyzer_weights(), map_location="cpu", weights_only=True)
     weights = state["model_state"]
     model = DVector()
-    # the scale and offset of the GE2E loss lie beside the network's weights
+    # the file also has the scale and offset of the GE2E loss
     model.load_state_dict({k: v for k, v in weights.items() if not k.startswith("similarity_")})
     return model.to(device).eval()

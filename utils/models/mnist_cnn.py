@@ -1,4 +1,4 @@
-"""Day 3's network for 28 x 28 grey images; Day 6 and the benchmark train it as well."""
+"""Day 3's network for 28 x 28 grey images; Day 6 trains it as well."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class MnistCNN(nn.Module):
     """Three blocks of convolution, batch norm and activation, then one linear layer.
 
-    `(batch, 1, 28, 28)` to logits `(batch, 10)`, 29,434 weights at the default width. The first
-    convolution halves the image at once (stride 2), so the larger layers see a quarter of the pixels.
+    `(batch, 1, 28, 28)` to logits `(batch, 10)`, 29,434 weights at the default width. The first convolution
+    has stride 2, so the larger layers process a quarter of the pixels.
     """
 
     def __init__(self, activation: Callable[[], nn.Module] = nn.ReLU, width: int = 16) -> None:
