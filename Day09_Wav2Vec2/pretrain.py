@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 
 from utils import days
-from utils.device import autocast, pick_device, seed_everything
+from utils.device import autocast, epoch_seed, pick_device, seed_everything
 from utils.features import SAMPLE_RATE, as_float
 from utils.logger import Run, RunLogger, progress
 from utils.models import ctc
@@ -270,7 +270,7 @@ def pretrain(
     periods = -(-settings.steps // settings.every)
     with progress(settings.steps, label, start * settings.every, bar and main) as shown:
         for period in range(start, periods):
-            seed_everything(seed * 100_003 + period)
+            seed_everything(epoch_seed(seed, period))
             first = period * settings.every
             last = min(first + settings.every, settings.steps)
             curves: dict[str, list[Tensor]] = {}

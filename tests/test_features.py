@@ -20,7 +20,6 @@ from utils.features import (
     AudioError,
     LogMel,
     Spectrogram,
-    Streaming,
     delta,
     mel_filterbank,
     read_audio,
@@ -273,25 +272,6 @@ def test_the_device_changes_nothing():
 def test_settings_that_cannot_be_are_refused(settings_, message):
     with pytest.raises(ValueError, match=message):
         LogMel(**settings_)
-
-
-@settings(deadline=None, max_examples=25)
-@given(cuts=st.lists(st.integers(0, 1500), min_size=1, max_size=8))
-def test_features_of_chunks_are_features_of_the_whole(cuts):
-    chunks = [noise(n, seed=i) for i, n in enumerate(cuts)] + [noise(1, seed=99)]
-    for front in (LogMel(40), MFCC(13)):
-        whole = front(torch.cat(chunks)[None])[0]
-        stream = Streaming(front)
-        for _ in range(2):  # a finished stream is ready for the next wave
-            parts = [stream.push(c) for c in chunks] + [stream.finish()]
-            joined = torch.cat(parts, 1)
-            assert joined.shape == whole.shape
-            assert (joined - whole).abs().max() < 1e-4
-
-
-def test_a_stream_refuses_deltas():
-    with pytest.raises(ValueError, match="two frames ahead"):
-        Streaming(MFCC(13, deltas=1))
 
 
 # --- augmentation --------------------------------------------------------------------------------------

@@ -40,12 +40,24 @@ def one(log, seed=0, accuracy=0.9, role="sweep", **config):
 def test_a_run_is_one_row_with_the_agreed_columns(log):
     run = one(log)
     (row,) = read_table(log.path)
-    assert list(row) == [*logger.LEADING_COLUMNS, *COLUMNS, *logger.TRAILING_COLUMNS]
+    own = ["final_loss", "accuracy", "optimizer", "lr"]  # results before settings
+    assert list(row) == [*logger.LEADING_COLUMNS, *own, *logger.TRAILING_COLUMNS]
     assert row["run"] == run.id
     assert (row["profile"], row["dataset"], row["seed"]) == ("study", "mnist", "0")
     assert (row["optimizer"], row["lr"], row["accuracy"]) == ("Adam", "0.001", "0.9")
     assert row["device"].startswith("cpu (")
     assert log.path.name == "Day02_Training_Loop_params.csv"
+
+
+def test_results_stay_before_settings(log):
+    """Also when another logger writes a run with fewer settings, or makes an old headline a sweep row."""
+    one(log, role="headline")
+    later = RunLogger(2, "study", "mnist", CPU, (*COLUMNS, "val_loss"), folder=log.folder)
+    later.demote_old_headlines()
+    with later.run(lr=0.5) as run:
+        run.log_metrics(val_loss=1.0)
+    own = list(read_table(log.path)[0])[6:-4]
+    assert own == ["val_loss", "final_loss", "accuracy", "optimizer", "lr"]
 
 
 def test_the_same_configuration_replaces_its_row_in_place(log):

@@ -198,9 +198,8 @@ def execute(day: days.Day, profile: str) -> Outcome:
         parameters = {} if profile == "study" else {"PROFILE": profile}
         notebook = run_notebook(day.notebook, output, parameters)
         if profile == "study":
-            scratch = day.notebook.with_suffix(".ipynb.tmp")
-            nbformat.write(notebook, scratch)
-            os.replace(scratch, day.notebook)
+            with days.atomic(day.notebook) as scratch:
+                nbformat.write(notebook, scratch)
             output = day.notebook
     except PapermillExecutionError as e:
         status, error = "FAILED", f"cell {e.exec_count}: {e.ename}: {e.evalue}"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .days import check_profile
+from .device import epoch_seed
 from .sources import data_root, ensure_available
 from .sources.catalogue import CIFAR10_BATCHES, SPLITS, read_cifar10_batch, read_lines
 
@@ -153,7 +154,7 @@ class Batches:
 
     def epoch(self, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The batches of epoch `number` (from 0), each `(x, y)`."""
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + number)
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, number))
         n, device = len(self.split), self.split.y.device
         order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
         order = order.to(device)

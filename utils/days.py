@@ -102,6 +102,18 @@ def runs(*parts: str) -> Path:
     return Path(os.environ.get("STUDY_RUNS") or ROOT / "runs").joinpath(*parts)
 
 
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A scratch file beside `path` to write to; it replaces `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
 def code_files(folder: Path, notebooks: bool = True) -> list[Path]:
     """The code that runs in a folder: its modules and notebooks, and what they import from `utils`.
 

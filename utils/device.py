@@ -82,6 +82,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The seed of one epoch, so that a run that was killed continues with the batches that it would have had."""
+    return seed * 100_003 + epoch
+
+
 def gains_bf16(device: torch.device) -> bool:
     """Whether bfloat16 is faster than float32 here: GPUs from Ampere on, CPUs with AMX or AVX512-BF16.
 
@@ -92,7 +97,8 @@ def gains_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+        has = torch.cpu.get_capabilities()
+        return bool(has.get("amx_tile") or has.get("avx512_bf16"))
     return False
 
 

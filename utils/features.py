@@ -1,4 +1,4 @@
-"""Sound to numbers: reading audio, spectrogram, log-mel, MFCC, augmentation, and the same in a stream.
+"""Sound to numbers: reading audio, resampling, spectrogram, log-mel, MFCC.
 
 Everything works on batches `(batch, time)` on any device. The definitions are those of torchaudio with
 `pad_mode="constant"` and of librosa with `htk=True, norm=None` (tests compare); frames are centred:
@@ -193,12 +193,11 @@ class LogMel(nn.Module):
         hop: int = 160,
         f_min: float = 20.0,
         f_max: float | None = None,
-        centre: bool = True,
         chunk: int = 16,
     ) -> None:
         super().__init__()
         self.n_mels, self.chunk = n_mels, chunk
-        self.spectrogram = Spectrogram(n_fft, window, hop, centre)
+        self.spectrogram = Spectrogram(n_fft, window, hop)
         bank = mel_filterbank(n_mels, n_fft, sample_rate, f_min, f_max or sample_rate / 2)
         # each bin's row twice, for its real and its imaginary part: power and bank in one product
         twice = bank.repeat_interleave(2, 0).contiguous()
@@ -255,48 +254,6 @@ def delta(features: Tensor, reach: int = 2) -> Tensor:
     padded = F.pad(flat, (reach, reach), mode="replicate")
     slope = F.conv1d(padded, (n / n.square().sum()).view(1, 1, -1))
     return slope.view(batch, channels, frames)
-
-
-class Streaming:
-    """A front end fed chunk by chunk: the frames come out as soon as they are complete.
-
-    The chunks' frames, joined, are those of the whole wave. `front_end` is a LogMel or MFCC without
-    deltas (those look ahead). One wave at a time: `push((time,))` gives `(channels, frames)`.
-    """
-
-    def __init__(self, front_end: LogMel) -> None:
-        if getattr(front_end, "deltas", 0):
-            raise ValueError("deltas look two frames ahead: stream without them, add them later")
-        self.front_end = front_end
-        spectrogram = front_end.spectrogram
-        self.n_fft, self.hop = spectrogram.n_fft, spectrogram.hop
-        self.reset()
-
-    def reset(self) -> None:
-        """Begin a new wave."""
-        self.rest = torch.zeros(self.n_fft // 2)
-
-    def push(self, chunk: Tensor) -> Tensor:
-        """Add samples `(time,)`; returns the frames `(channels, frames)` that they complete, maybe none."""
-        self.rest = torch.cat([self.rest.to(chunk), chunk])
-        frames = (len(self.rest) - self.n_fft) // self.hop + 1
-        if frames <= 0:
-            return chunk.new_zeros(self.front_end.out_channels, 0)
-        used = (frames - 1) * self.hop + self.n_fft
-        spectrogram = self.front_end.spectrogram
-        centred, spectrogram.centre = spectrogram.centre, False
-        try:
-            out = self.front_end(self.rest[None, :used])[0]
-        finally:
-            spectrogram.centre = centred
-        self.rest = self.rest[frames * self.hop :]
-        return out
-
-    def finish(self) -> Tensor:
-        """The frames that were waiting for samples after the end; then ready for another wave."""
-        out = self.push(self.rest.new_zeros(self.n_fft // 2))
-        self.reset()
-        return out
 
 
 def to_level(wave: Tensor, level: float = -26.0, peak: float | None = None) -> Tensor:

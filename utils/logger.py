@@ -140,14 +140,12 @@ def update_table(
 
 def write_table(path: Path, header: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
     """Write a whole CSV of text, or nothing: beside the file first, then renamed over it."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(scratch, "w", encoding="utf-8", newline="") as f:
+    with days.atomic(path) as scratch, open(scratch, "w", encoding="utf-8", newline="") as f:
         writer = csv.DictWriter(f, header, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         f.flush()
         os.fsync(f.fileno())
-    os.replace(scratch, path)
 
 
 def add_row(
@@ -206,7 +204,10 @@ class RunLogger:
 
     @property
     def header(self) -> list[str]:
-        return [*LEADING_COLUMNS, *self.columns, *TRAILING_COLUMNS]
+        """Leading columns, the day's own in the order that the table has, trailing columns."""
+        places = {name: i for i, name in enumerate(next(iter(read_table(self.path)), ()))}
+        own = sorted(self.columns, key=lambda name: places.get(name, 0))
+        return [*LEADING_COLUMNS, *own, *TRAILING_COLUMNS]
 
     def demote_old_headlines(self) -> None:
         """Leave only this session's headline runs as headline rows of this profile.
@@ -338,10 +339,8 @@ class Run:
             )
         self.results.update(values)
 
-    def _hparams(self) -> None:
-        """Configuration and results for TensorBoard's HParams page, in the run's own event file."""
-        from torch.utils.tensorboard.summary import hparams
-
+    def _log_hparams(self) -> None:
+        """Configuration and results for TensorBoard's HParams page, in the run's own folder."""
         numbers = {
             f"hparam/{k}": float(v)
             for k, v in self.results.items()
@@ -349,11 +348,7 @@ class Run:
         }
         plain = (bool, int, float, str)
         config = {k: v if isinstance(v, plain) else str(v) for k, v in self.config.items()}
-        writer = self._writer._get_file_writer()
-        for summary in hparams({**config, "seed": self.seed}, numbers):
-            writer.add_summary(summary)
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value)
+        self._writer.add_hparams({**config, "seed": self.seed}, numbers, run_name=".")
 
     def _stands(self) -> bool:
         rows = read_table(self.log.path)
@@ -366,7 +361,7 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         seconds = self.earlier_seconds + time.perf_counter() - self._start
-        self._hparams()
+        self._log_hparams()
         self._writer.close()
         if self._wandb:
             self._wandb.finish(exit_code=0 if kind is None else 1)
@@ -391,7 +386,10 @@ class Run:
             "commit": log.commit,
             "note": note,
         }
-        update_table(log.path, [row], log.header, replace=self.id)
+        first, last = len(LEADING_COLUMNS), -len(TRAILING_COLUMNS)
+        header = log.header  # results before settings
+        header[first:last] = sorted(header[first:last], key=lambda name: name in self.config)
+        update_table(log.path, [row], header, replace=self.id)
         if role == "headline":
             log.headlines.add(self.id)
         if role == "headline" and self.epochs:

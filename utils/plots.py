@@ -10,6 +10,8 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .days import atomic
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 """Okabe & Ito's palette for colour-blind readers (2008), darkest first, without its yellow."""
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
@@ -58,11 +60,9 @@ def show(figure: Figure, caption: str, save: Path | None = None) -> None:
 
 def save_png(figure: Figure, path: Path, width: int = 1200, dpi: float = DPI) -> None:
     """Write a PNG at least `width` pixels wide, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     dpi = max(dpi, width / figure.get_size_inches()[0])
-    scratch = path.with_name(f".{path.name}.tmp")
-    figure.savefig(scratch, dpi=dpi, format="png", metadata={"Software": None})
-    scratch.replace(path)
+    with atomic(path) as scratch:
+        figure.savefig(scratch, dpi=dpi, format="png", metadata={"Software": None})
 
 
 def end_labels(axis: Axes, form: str = "{:.3g}", gap: float = 0.055) -> None:

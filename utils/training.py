@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .data import Batches, Split
-from .days import PROFILES
+from .days import PROFILES, atomic
 from .device import autocast, describe_machine, synchronize
 from .logger import Run, RunLogger, progress
 from .metrics import accuracy
@@ -202,7 +201,6 @@ def save_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, history: History
 ) -> None:
     """Write everything that the next epoch depends on; atomic, so a kill leaves the last whole one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -212,9 +210,8 @@ def save_checkpoint(
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    torch.save(state, scratch)
-    os.replace(scratch, path)
+    with atomic(path) as scratch:
+        torch.save(state, scratch)
 
 
 def as_epoch_kwargs(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,10 +283,8 @@ def save_weights(path: Path, model: nn.Module, card: Mapping[str, Any], half: bo
         raise ValueError(
             f"{path.name} would have {size / 1e6:.0f} MB, {LIMIT / 1e6:.0f} at most: half=True?"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.tmp")
-    save_file(state, scratch)
-    scratch.replace(path)
+    with atomic(path) as scratch:
+        save_file(state, scratch)
     text = json.dumps(dict(card), indent=1, ensure_ascii=False, default=str)
     path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
     return path.stat().st_size

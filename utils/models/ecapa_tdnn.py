@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import days
+from ..device import epoch_seed
 from ..features import SAMPLE_RATE, LogMel, as_float, resample
 from ..logger import Run
 from ..speech.augment import (
@@ -239,7 +240,7 @@ class RandomSegments:
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of epoch `number` (from 0), each `(x, y)`."""
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + number)
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, number))
         device, size = self.samples.device, self.batch_size
         step = torch.arange(self.crop, device=device)
         for _ in range(self.batches):

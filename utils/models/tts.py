@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..device import gains_bf16
+from ..device import epoch_seed, gains_bf16
 from ..features import MFCC, SAMPLE_RATE, AudioError, as_float, resample, to_level
 from ..logger import Run
 from ..speech.corpora import Utterances
@@ -236,7 +236,7 @@ class LengthBatches:
 
     def epoch(self, number: int) -> Iterator[tuple[TextBatch, None]]:
         """The batches of epoch `number` (from 0), each with None in the place of a target."""
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + number)
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, number))
         passes = chain.from_iterable(self._one_pass(generator) for _ in count())
         for batch in islice(passes, self.steps):
             yield batch, None
@@ -281,7 +281,7 @@ class Segments:
 
     def epoch(self, number: int) -> Iterator[tuple[tuple[Tensor, Tensor], None]]:
         """The batches of epoch `number`; waves are drawn in proportion to their length."""
-        g = torch.Generator().manual_seed(self.seed * 100_003 + number)
+        g = torch.Generator().manual_seed(epoch_seed(self.seed, number))
         hop, share = self.mel.settings.hop, self.room.double()
         for _ in range(self.steps):
             which = torch.multinomial(share, self.batch_size, True, generator=g)

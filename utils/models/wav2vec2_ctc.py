@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.utils import cached_file, logging
 
-from ..device import autocast, pick_device, seed_everything, synchronize
+from ..device import autocast, epoch_seed, pick_device, seed_everything, synchronize
 from ..features import SAMPLE_RATE
 from ..logger import Run, progress
 from ..speech.corpora import Utterances
@@ -520,7 +520,7 @@ def fine_tune(
 
     plan: list[list[list[int]]] = []  # for each epoch its batches of utterance numbers
     for epoch, data in zip(range(settings.epochs), curriculum, strict=False):
-        order = torch.Generator().manual_seed(seed * 100_003 + epoch)
+        order = torch.Generator().manual_seed(epoch_seed(seed, epoch))
         size = settings.batch_size
         plan.append(ctc.length_batches(data.lengths, size, order, settings.max_samples))
     steps = sum(map(len, plan))
@@ -542,7 +542,7 @@ def fine_tune(
     with progress(steps, label, done, bar) as shown:
         for epoch in range(start, settings.epochs):
             # other masks and dropout in each epoch, the same when it is repeated
-            seed_everything((seed * 100_003 + epoch) * 64)
+            seed_everything(epoch_seed(seed, epoch) * 64)
             recogniser.train()
             losses, norms, rates = [], [], []
             began = time.perf_counter()
