@@ -111,17 +111,18 @@ def bootstrap_ratio(
     top, bottom = (np.asarray(x, dtype=float) for x in (numerators, denominators))
     if top.shape != bottom.shape or top.ndim != 1 or not bottom.sum() > 0:
         raise ValueError(f"no ratio of {top.shape} to {bottom.shape} items")
-    rng = np.random.default_rng(seed)
     totals, sizes = top, bottom
     if groups is not None:
         if len(groups) != len(top):
             raise ValueError(f"{len(groups)} groups for {len(top)} items")
         _, which = np.unique(np.asarray(groups), return_inverse=True)
         totals, sizes = np.bincount(which, top), np.bincount(which, bottom)
-    ratios = np.empty(resamples)
-    for i in range(resamples):
-        drawn = rng.integers(len(totals), size=len(totals))
-        ratios[i] = totals[drawn].sum() / max(sizes[drawn].sum(), 1e-12)
+    rng, n, ratios = np.random.default_rng(seed), len(totals), np.empty(resamples)
+    at_once = max(1, 500_000 // n)  # resamples whose draws fit the cache
+    for first in range(0, resamples, at_once):
+        chunk = ratios[first : first + at_once]
+        drawn = rng.integers(n, size=(len(chunk), n))  # (resamples, n)
+        chunk[:] = totals[drawn].sum(1) / np.maximum(sizes[drawn].sum(1), 1e-12)
     low, high = np.quantile(ratios, [0.025, 0.975])
     return Interval(float(top.sum() / bottom.sum()), float(low), float(high))
 
@@ -130,6 +131,4 @@ def bootstrap_mean(
     values: Sequence[float], groups: Sequence | None = None, resamples: int = 2000, seed: int = 0
 ) -> Interval:
     """Mean of scores per item `(items,)` with its bootstrap interval, drawn by `groups` (speakers) where given."""
-    values = np.asarray(values, dtype=float)
-    gap = bootstrap_difference(values, np.zeros_like(values), groups, resamples, seed)
-    return Interval(gap.mean, gap.low, gap.high)
+    return bootstrap_ratio(values, np.ones(len(values)), groups, resamples, seed)
