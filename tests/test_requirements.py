@@ -19,6 +19,7 @@ COMMANDS = {
     "ruff": "`make check`",
     "datasets": "Day 9 will read one corpus with it",
     "flashlight-text": "torchaudio's lexicon decoder is built on it",
+    "pystoi": "torchmetrics calls it for STOI",
 }
 """Packages that no line imports, and what they are for."""
 
