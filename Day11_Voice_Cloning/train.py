@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils import days
+from utils import days, training
 from utils.device import pick_device, seed_everything
 from utils.features import SAMPLE_RATE
 from utils.logger import RunLogger
@@ -34,14 +34,7 @@ from utils.models.tts import AlignmentMonitor, LengthBatches, Segments, TTSDatas
 from utils.models.tts_mel import LIBRISPEECH, SynthesisMel
 from utils.speech import corpora
 from utils.speech.corpora import Utterances
-from utils.training import (
-    History,
-    count_parameters,
-    load_weights,
-    save_weights,
-    training_card,
-    training_command,
-)  # fmt: skip
+from utils.training import History, count_parameters, load_weights, save_weights
 
 from . import durations
 from .fastspeech_loss import FastSpeechBatch, FastSpeechLoss, measure_liveliness
@@ -278,9 +271,9 @@ def _about(what: str, name: str, data: TTSDataset, begun_from: str) -> dict[str,
 
 def _setup_synthesizer(part: str, profile: str, seed: int) -> TrainingSetup:
     settings, config, device = synthesis(part, profile), SIZES[profile], pick_device()
-    name, training, held_out = sets_of(part, profile)
+    name, train_sets, held_out = sets_of(part, profile)
     mel = SynthesisMel(LIBRISPEECH).to(device)
-    data = tts.make_dataset(training, mel, settings.longest, settings.most)
+    data = tts.make_dataset(train_sets, mel, settings.longest, settings.most)
     seen = tts.make_dataset([held_out], mel, settings.longest, settings.most)
     seen = seen.batch(range(min(16, len(seen))), config.r)
     seed_everything(seed)
@@ -299,10 +292,10 @@ def _setup_synthesizer(part: str, profile: str, seed: int) -> TrainingSetup:
 
 def _setup_vocoder(part: str, profile: str, seed: int) -> TrainingSetup:
     settings, config, device = VOCODING[profile], GLOWS[profile], pick_device()
-    name, training, held_out = sets_of(part, profile)
+    name, train_sets, held_out = sets_of(part, profile)
     mel = SynthesisMel(LIBRISPEECH).to(device)
     segments = partial(Segments, mel=mel, batch_size=settings.batch_size, frames=settings.frames)
-    sounds = [w for s in training for w in tts.waves_at(s)]
+    sounds = [w for s in train_sets for w in tts.waves_at(s)]
     batches = segments(sounds, steps=settings.every, seed=seed)
     seen = segments(tts.waves_at(held_out), steps=8, seed=1)
     seed_everything(seed)
@@ -331,11 +324,11 @@ def validate_parallel(loss: FastSpeechLoss, batch: FastSpeechBatch) -> dict[str,
 
 def _setup_parallel(part: str, profile: str, seed: int) -> TrainingSetup:
     settings, device = PARALLEL[profile], pick_device()
-    name, training, held_out = sets_of(part, profile)
+    name, train_sets, held_out = sets_of(part, profile)
     first = _first_weights(profile)
     teacher, _ = load_network(first, device)
     mel = SynthesisMel(LIBRISPEECH).to(device)
-    data = timed_utterances(training, mel, settings, teacher)
+    data = timed_utterances(train_sets, mel, settings, teacher)
     seen = timed_utterances([held_out], mel, settings, teacher)
     seen = seen.batch(range(len(seen)))
     seed_everything(seed)
@@ -381,7 +374,7 @@ def train_own(part: str, profile: str, path: Path, seed: int = 0) -> History:
     if isinstance(loss, FastSpeechLoss):
         measure_liveliness(loss.model.eval(), monitor.keywords["batch"])
     about = prepared.about | {"n_params": count_parameters(loss), "kept_step": kept}
-    save_network(path, loss.model, **training_card(log, history, settings, seed, **about))
+    save_network(path, loss.model, **training.training_card(log, history, settings, seed, **about))
     if isinstance(monitor, AlignmentMonitor):
         seen = AlignmentMonitor.load(folder)
         keep_watched(path.with_name(f"{path.stem}_alignments.npz"), seen, settings.every)
@@ -427,4 +420,6 @@ class Best:
 
 if __name__ == "__main__":
     where = {part: lambda profile, seed, part=part: weights_path(part, profile) for part in PARTS}
-    sys.exit(training_command({k: (path, partial(train_own, k)) for k, path in where.items()}))
+    sys.exit(
+        training.training_command({k: (path, partial(train_own, k)) for k, path in where.items()})
+    )

@@ -247,8 +247,7 @@ class Segments:
 
     `waves` `(time,)` each at the mel's rate, stored end to end on its device as int16. A segment has
     `frames * hop` samples and `frames + 1` mel frames, computed from a longer segment so that the frames at
-    its ends are exact.
-    Raises ValueError when no wave is long enough.
+    its ends are exact. Raises ValueError when no wave is long enough.
     """
 
     def __init__(
@@ -325,34 +324,29 @@ def train(
     *,
     epochs: int,
     lr: float = 1e-3,
-    weight_decay: float = 1e-4,
-    clip: float = 1.0,
-    warmup: float = 0.1,
     mixed: bool = True,
     graph: bool = False,
     **how: Any,
 ) -> History:
     """Train a module that returns its loss (`TacotronLoss`, `WaveGlowLoss`) with AdamW and one cycle.
 
-    `clip` limits the gradient norm, which is logged before clipping; `graph` captures the step (CUDA only).
-    `mixed` computes in bfloat16 on a GPU that gains from it; a CPU stays in float32. `how` goes to `training.fit`:
+    The gradient norm is clipped at 1 and logged before clipping; `graph` captures the step (CUDA only). `mixed`
+    computes in bfloat16 on a GPU that gains from it; a CPU stays in float32. `how` goes to `training.fit`:
     validate, stop, and run or checkpoint, with which a killed training continues after its last epoch. Raises
     Diverged when the loss is no longer a number.
     """
     device = next(loss.parameters()).device
-    optimizer = torch.optim.AdamW(
-        loss.parameters(), lr, weight_decay=weight_decay, fused=device.type == "cuda"
-    )
+    fused = device.type == "cuda"
+    optimizer = torch.optim.AdamW(loss.parameters(), lr, weight_decay=1e-4, fused=fused)
     total = max(3, epochs * len(batches))  # OneCycleLR needs three
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total, pct_start=max(warmup, 2 / total)
-    )
+    warmup = max(0.1, 2 / total)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total, pct_start=warmup)
     if graph:
         capture(loss, next(iter(batches.epoch(0)))[0], mixed)
     # the loss is cloned because a captured step always writes to the same tensor
     return fit(
         loss, batches, optimizer, epochs=epochs, loss_fn=lambda total, _: total.clone(),
-        scheduler=schedule, clip=clip, mixed=mixed and device.type == "cuda", **how,
+        scheduler=schedule, clip=1.0, mixed=mixed and device.type == "cuda", **how,
     )  # fmt: skip
 
 
@@ -406,7 +400,7 @@ def validate(loss: TacotronLoss, batch: TextBatch, seed: int = 0) -> Validation:
     model = loss.model
     r, device = model.config.r, batch.text.device
     with evaluating(loss), repeatable(device, seed), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # `free_stopped` says it
+        warnings.simplefilter("ignore")  # see `free_stopped`
         out, parts = loss.parts(batch)
         free = model.generate(batch.text, batch.text_lengths, batch.d_vectors)
     steps = speech_steps(batch.mel_lengths, r)
