@@ -24,7 +24,8 @@ from utils.models.ecapa_tdnn import (
     weights_name,
 )
 from utils.models.ge2e import Embedder
-from utils.speech.corpora import PackedSpeech, librispeech, noises
+from utils.speech.corpora import librispeech, noises
+from utils.speech.pack import PackedSpeech
 from utils.training import History, count_parameters, save_weights, training_card, training_command
 
 COLUMNS = (

@@ -24,7 +24,8 @@ from utils.logger import RunLogger
 from utils.models import ecapa_tdnn
 from utils.models.ecapa_tdnn import SpeakerNet
 from utils.models.verification import mean_embeddings
-from utils.speech.corpora import PackedSpeech, librispeech
+from utils.speech.corpora import librispeech
+from utils.speech.pack import PackedSpeech
 from utils.training import OPTIMIZERS, History
 
 from . import train as day14

@@ -21,7 +21,7 @@ from utils.features import SAMPLE_RATE, as_float, fixed_length, to_level
 from utils.logger import RunLogger
 from utils.models.ecapa_tdnn import RandomSegments
 from utils.speech import augment, corpora
-from utils.speech.corpora import PackedSpeech, Utterances
+from utils.speech.pack import PackedSpeech, Utterances
 
 from .enhancer import LOSSES, Enhancer, si_sdr
 from .quality import stoi_scores
@@ -275,7 +275,7 @@ def own_speech(profile: str, corpus: corpora.SpeechCorpus) -> tuple[str, Utteran
         return corpus.name, corpus.train, corpus.validation
     one, words = corpora.kathleen(profile), corpora.speech_commands(profile)
     name = f"{corpus.name}+{one.name}+{words.name}"
-    spoken = clean_clips(words.train).sentences(words.classes)
+    spoken = clean_clips(words.train).utterances(words.classes)
     parts = [corpus.train, one.train.at(SAMPLE_RATE), spoken]
     held_out = [corpus.validation, one.validation.at(SAMPLE_RATE)]
     return name, Utterances.together(parts), Utterances.together(held_out)

@@ -87,11 +87,11 @@ def rate(work: Callable[[int], None], items: int, seconds: float = 3.0) -> float
 
 def reading(words: corpora.Words, folder: Path) -> list[Claim]:
     """Clips per second from disk (the files are in the system's cache for all)."""
-    from utils.speech.pack import Pack
+    from utils.speech.pack import read_pack
 
     paths = [folder / name for name in words.train.names]
     packs = sorted(corpora.packs().glob(f"*_{PROFILE}_train.pack"))
-    packed = Pack(packs[0])
+    packed = read_pack(packs[0])
     order = np.random.default_rng(0).permutation(len(packed))
 
     def batch(i: int) -> None:

@@ -46,7 +46,8 @@ from utils.models.ge2e import (
 )
 from utils.models.verification import all_pairs, cosine_scores
 from utils.speech.augment import reverberate, room_response
-from utils.speech.corpora import PackedSpeech, Utterances, librispeech, read_sample
+from utils.speech.corpora import librispeech, read_sample
+from utils.speech.pack import PackedSpeech, Utterances
 from utils.training import count_parameters, load_weights, training_command
 
 

@@ -27,7 +27,7 @@ from utils.speech.corpora import (
     speech_commands,
     without_silence,
 )
-from utils.speech.pack import Item, Pack, pack
+from utils.speech.pack import Item, pack, read_pack
 from utils.training import count_parameters
 
 
@@ -52,7 +52,7 @@ def test_a_pack_gives_back_every_sample(tmp_path):
     some, waves = items(tmp_path)
     packed = pack(tmp_path / "p" / "set.pack", some, bar=False)
     assert packed.names == [i.name for i in some]
-    assert packed.labels == [i.label for i in some]
+    assert packed.texts == [i.label for i in some]
     assert packed.speakers == [i.speaker for i in some]
     for i, wave in enumerate(waves):
         assert np.abs(packed.wave(i).astype(int) - wave).max() <= 1
@@ -88,7 +88,7 @@ def test_a_damaged_pack_says_so(tmp_path):
     samples = (target / "samples.i16").read_bytes()
     (target / "samples.i16").write_bytes(samples[:-100])
     with pytest.raises(sources.DataError, match="damaged"):
-        Pack(target)
+        read_pack(target)
 
 
 def test_the_committed_lists_share_no_speaker_and_no_clip():

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..features import SAMPLE_RATE, as_float
 from ..metrics import Difference, Interval, bootstrap_ratio
-from ..speech.corpora import Utterances
+from ..speech.pack import Utterances
 
 # --- letters ----------------------------------------------------------------------------------------
 
@@ -273,9 +273,9 @@ def beam_texts(
 ) -> list[str]:
     """The best text of each utterance by beam search; `log_probs` are `(frames, symbols)` each.
 
-    With a list of `words`, torchaudio's lexicon decoder does it where `flashlight-text` is installed: three to
-    six times as fast as `beam_search` at the same width. It has no `floor` and prunes differently, so a few unclear
-    utterances get another text.
+    With a list of `words`, torchaudio's lexicon decoder does it where `flashlight-text` is installed, three to
+    six times as fast as `beam_search` at the same width. It has no `floor` and prunes differently, so a few
+    unclear utterances get another text.
     """
     if not words or find_spec("flashlight") is None:
         options = (beam, model, alpha, beta, floor, words)
@@ -539,9 +539,8 @@ def collate(
     Raises ValueError for another sample rate than 16 kHz and for a text with letters outside the vocabulary.
     """
     check_rate(utterances.rate)
-    waves = [torch.from_numpy(np.array(utterances.wave(i))) for i in numbers]
-    lengths = torch.tensor([len(w) for w in waves], device=device)
-    x = nn.utils.rnn.pad_sequence(waves, batch_first=True).to(device)  # (batch, time), int16
+    lengths = torch.from_numpy(utterances.lengths[list(numbers)]).to(device)  # (batch,)
+    x = utterances.batch(numbers, int(lengths.max())).to(device)  # (batch, time), int16
     labels, label_lengths = encode_texts([utterances.texts[i] for i in numbers], vocabulary)
     x = normalise_waves(as_float(x), lengths)
     return Batch(x, lengths, labels.to(device), label_lengths.to(device))

@@ -26,7 +26,8 @@ from ..speech.augment import (
     room_response,
     spec_augment,
 )
-from ..speech.corpora import PackedSpeech, SpeechCorpus, Utterances, speech_commands
+from ..speech.corpora import SpeechCorpus, speech_commands
+from ..speech.pack import PackedSpeech, Utterances
 from ..training import History, fit_one_cycle, load_weights
 from .ge2e import HOP, Embedder, slice_starts
 from .verification import all_pairs, cosine_scores, eer
@@ -372,7 +373,7 @@ def training_voices(
     In quick the voices of the bundled sentences and words.
     """
     words = speech_commands(profile)
-    spoken = words.train.sentences(words.classes)
+    spoken = words.train.utterances(words.classes)
     # the bundled words and sentences share voices
     held_out = {*corpus.validation.speakers, *corpus.test.speakers}
     spoken = spoken.take([s not in held_out for s in spoken.speakers])

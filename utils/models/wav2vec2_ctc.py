@@ -31,7 +31,7 @@ from transformers.utils import cached_file, logging
 from ..device import autocast, epoch_seed, pick_device, seed_everything, synchronize
 from ..features import SAMPLE_RATE
 from ..logger import Run, progress
-from ..speech.corpora import Utterances
+from ..speech.pack import Utterances
 from ..training import Diverged, History, as_epoch_kwargs, resume, save_checkpoint
 from . import ctc
 from .ctc import BLANK, SEPARATOR, UNKNOWN, Batch, Errors, Vocabulary
