@@ -7,7 +7,6 @@ optimizer, and are counted in seconds of real sound (padding is none) per second
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from Day09_Wav2Vec2.pretrain import small_config
-from utils.device import autocast, gains_bf16, pick_device, seed_everything, synchronize
+from utils.device import autocast, gains_bf16, pick_device, seed_everything
 from utils.features import SAMPLE_RATE
 from utils.models import ctc
 from utils.models.wav2vec2_ctc import (
@@ -28,6 +27,7 @@ from utils.models.wav2vec2_ctc import (
 from utils.speech.corpora import Utterances, librispeech
 
 from .claims import Claim
+from .measure import calls_per_second
 
 
 def padding_share(lengths: Sequence[int] | np.ndarray, batches: Sequence[Sequence[int]]) -> float:
@@ -71,17 +71,13 @@ def sound_per_second(
     side: Fixture, batches: Sequence[Sequence[int]], mixed: bool = False, least: float = 10.0
 ) -> float:  # fmt: skip
     """Seconds of sound, without padding, that go through training in a second; whole passes, for `least` s."""
-    device = side.recogniser.device
-    side.step(batches[0], mixed)
-    synchronize(device)
-    sound = side.examples.utterances.lengths.sum() / SAMPLE_RATE
-    passes, began = 0, time.perf_counter()
-    while time.perf_counter() - began < least:
+    sound = float(side.examples.utterances.lengths.sum() / SAMPLE_RATE)
+
+    def whole_pass(_: int) -> None:
         for numbers in batches:
             side.step(numbers, mixed)
-        synchronize(device)
-        passes += 1
-    return passes * float(sound) / (time.perf_counter() - began)
+
+    return sound * calls_per_second(whole_pass, side.recogniser.device, least)
 
 
 def random_batches(count: int, batch_size: int, generator: torch.Generator) -> list[list[int]]:

@@ -6,6 +6,8 @@ import importlib
 import traceback
 from dataclasses import dataclass
 
+import pandas as pd
+
 TASKS = ("mnist", "cifar10", "speech", "asr", "tts", "speaker")
 
 
@@ -17,7 +19,7 @@ class Claim:
     stock: float
     ours: float
     unit: str
-    wanted: float
+    goal: float
     higher: bool = False
     capped: bool = False
 
@@ -28,14 +30,14 @@ class Claim:
     def row(self) -> tuple[str, ...]:
         least = "at least " if self.capped else ""
         form = "{:,.0f}" if self.higher else "{:,.1f}"
-        verdict = "reached" if self.ratio >= self.wanted else "MISSED"
+        verdict = "reached" if self.ratio >= self.goal else "MISSED"
         return (
             self.what,
             least + form.format(self.stock),
             form.format(self.ours),
             self.unit,
             f"{least}{self.ratio:.1f}",
-            f"{self.wanted:g}",
+            f"{self.goal:g}",
             verdict,
         )
 
@@ -43,7 +45,7 @@ class Claim:
 def bench(tasks: list[str]) -> int:
     """Measure and print the table; 1 when a claim misses its ratio or a task fails.
 
-    A task that fails is said at the end, with its traceback, and does not take the others' figures along.
+    A task that fails is reported at the end, with its traceback; the others' figures stay.
     """
     from utils.device import describe_machine
 
@@ -62,12 +64,8 @@ def bench(tasks: list[str]) -> int:
             claims += [c for c in found if c not in claims]  # some are of two tasks
         except Exception:
             failed[name] = traceback.format_exc()
-    head = ("claim", "stock", "ours", "unit", "ratio", "wanted", "")
-    rows = [head, *(c.row() for c in claims)]
-    width = [max(len(r[i]) for r in rows) for i in range(len(head))]
-    print()
-    for r in rows:
-        print("  ".join(c.ljust(w) for c, w in zip(r, width, strict=True)).rstrip())
+    head = ("claim", "stock", "ours", "unit", "ratio", "goal", "")
+    print("\n" + pd.DataFrame([c.row() for c in claims], columns=head).to_string(index=False))
     for name, error in failed.items():
         print(f"\n{name} failed:\n{error}")
-    return 1 if failed or any(c.ratio < c.wanted for c in claims) else 0
+    return 1 if failed or any(c.ratio < c.goal for c in claims) else 0

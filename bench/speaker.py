@@ -8,37 +8,25 @@ set is needed; embeddings of both sides are the same (a test compares them).
 from __future__ import annotations
 
 import functools
-import importlib.util
 import sys
 import time
 import types
-from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from Day14_Enhancement.enhancer import Enhancer
 from Day14_Enhancement.quality import real_time_factor, stream_through
-from utils.device import pick_device, synchronize
+from utils.device import pick_device
 from utils.models.ge2e import normalise_volume, pretrained_dvector
 from utils.models.verification import eer
 from utils.speech.corpora import read_sample
 
 from .claims import Claim
+from .measure import calls_per_second
 
 TRIALS = 37_720
 """As many as VoxCeleb1's test list has."""
-
-
-def best_of(work: Callable[[], object], repeats: int) -> float:
-    """Seconds of the quickest of `repeats` calls, after one to warm up."""
-    work()
-    spent = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        spent.append(time.perf_counter() - began)
-    return min(spent)
 
 
 def their_encoder():
@@ -58,9 +46,6 @@ def embeddings() -> list[Claim]:
 
     A claim of two tasks, `speaker` and `tts`, and measured once.
     """
-    if not importlib.util.find_spec("librosa"):
-        print("resemblyzer's own call: not measured, librosa is not installed")
-        return []
     index, samples = read_sample("sentences")
     waves = [torch.from_numpy(samples[int(r["start"]) :][: int(r["length"])].copy()) for r in index]
     waves = [normalise_volume(w.float() / 32768) for w in waves]
@@ -69,14 +54,11 @@ def embeddings() -> list[Claim]:
     model = pretrained_dvector(device)
     resident = [w.to(device) for w in waves]
 
-    def ours() -> None:
-        model.embed(resident, batch=512 if device.type == "cuda" else 128)
-        synchronize(device)
-
-    slow = best_of(lambda: [theirs.embed_utterance(w) for w in arrays], 2)
-    quick = best_of(ours, 3)
+    batch = 512 if device.type == "cuda" else 128
+    slow = calls_per_second(lambda _: [theirs.embed_utterance(w) for w in arrays])
+    quick = calls_per_second(lambda _: model.embed(resident, batch=batch), device)
     what = f"d-vectors/s of {len(waves)} sentences, resemblyzer on the CPU, ours on {device.type}"
-    return [Claim(what, len(waves) / slow, len(waves) / quick, "1/s", 3, higher=True)]
+    return [Claim(what, len(waves) * slow, len(waves) * quick, "1/s", 3, higher=True)]
 
 
 def equal_error_rate() -> list[Claim]:
@@ -92,7 +74,7 @@ def equal_error_rate() -> list[Claim]:
     slow = time.perf_counter() - began
     ours = eer(scores, same).rate
     print(f"EER: SpeechBrain {theirs:.5f}, ours {ours:.5f}")
-    quick = best_of(lambda: eer(scores, same), 50)
+    quick = 1 / calls_per_second(lambda _: eer(scores, same))
     what = f"EER of {TRIALS:,} trials, SpeechBrain's EER"
     return [Claim(what, 1000 * slow, 1000 * quick, "ms", 100)]
 

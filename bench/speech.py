@@ -9,26 +9,23 @@ rate after 20 epochs. Both sides train on the same clips and are tested on the s
 from __future__ import annotations
 
 import importlib.util
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from Day07_Speech_Commands.networks import TCResNet
 from utils import sources
 from utils.data import Batches, Split
-from utils.device import pick_device, seed_everything, synchronize
+from utils.device import pick_device, seed_everything
 from utils.features import SAMPLE_RATE, LogMel, as_float, fixed_length, resample
 from utils.models.keyword_net import KeywordNet
 from utils.sources import catalogue
 from utils.speech import corpora
 
 from .claims import Claim
-from .measure import Trainer, race, slowest_of_three
+from .measure import Race, calls_per_second, our_race, slowest_of_three, stock_race, stock_step
 
 GOAL = 0.85
 PROFILE = "study"
@@ -74,17 +71,6 @@ def read_file(path: Path) -> torch.Tensor:
     return torch.from_numpy(soundfile.read(path, dtype="float32")[0])
 
 
-def rate(work: Callable[[int], None], items: int, seconds: float = 3.0) -> float:
-    """Items per second of `work(i)`, over and over through all of them, after one round to warm up."""
-    for i in range(min(items, 50)):
-        work(i)
-    count, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        work(count % items)
-        count += 1
-    return count / (time.perf_counter() - began)
-
-
 def reading(words: corpora.Words, folder: Path) -> list[Claim]:
     """Clips per second from disk (the files are in the system's cache for all)."""
     from utils.speech.pack import read_pack
@@ -97,13 +83,13 @@ def reading(words: corpora.Words, folder: Path) -> list[Claim]:
     def batch(i: int) -> None:
         packed.batch(order[(i * 128) % 3000 :][:128], SAMPLE_RATE)
 
-    ours = 128 * rate(batch, 1000)
-    stock = rate(lambda i: read_file(paths[i]), len(paths))
+    ours = 128 * calls_per_second(batch)
+    stock = calls_per_second(lambda i: read_file(paths[i % len(paths)]))
     claims = [Claim("reading clips/s, soundfile per file", stock, ours, "1/s", 5, higher=True)]
     if importlib.util.find_spec("torchcodec"):
         import torchaudio
 
-        slow = rate(lambda i: torchaudio.load(paths[i]), len(paths))
+        slow = calls_per_second(lambda i: torchaudio.load(paths[i % len(paths)]))
         claims.append(
             Claim("reading clips/s, torchaudio.load", slow, ours, "1/s", 100, higher=True)
         )
@@ -121,69 +107,61 @@ def mel(words: corpora.Words) -> Claim:
 
     def stock(i: int) -> None:
         power = librosa.feature.melspectrogram(
-            y=arrays[i], sr=SAMPLE_RATE, n_fft=512, win_length=400, hop_length=160, n_mels=64
+            y=arrays[i % len(arrays)],
+            sr=SAMPLE_RATE,
+            n_fft=512,
+            win_length=400,
+            hop_length=160,
+            n_mels=64,
         )
         np.log(power + 1e-6)
 
     front = LogMel(64).to(waves.device)
-    theirs = rate(stock, len(arrays))
-    ours = len(waves) * rate(lambda i: front(waves), 1)
+    theirs = calls_per_second(stock)
+    ours = len(waves) * calls_per_second(lambda i: front(waves), waves.device)
     return Claim("log-mel clips/s, librosa per clip", theirs, ours, "1/s", 5, higher=True)
 
 
-def stock_race(words: corpora.Words, folder: Path) -> tuple[float, float, bool]:
+def stock(words: corpora.Words, folder: Path) -> Race:
     """The tutorial's pipeline, until 85 % or the cap."""
-    device = words.test.y.device
     seed_everything(0)
+    device = words.test.y.device
     loader = torch.utils.data.DataLoader(Files(words.train, folder), 256, shuffle=True)
     model = M5(len(words.classes)).to(device)
     optimizer = torch.optim.Adam(model.parameters(), 0.01, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 20, 0.1)
+    step = stock_step(model, optimizer)
 
-    def epoch(_: int) -> None:
-        model.train()
-        for x, y in loader:
-            x = resample(x.to(device), SAMPLE_RATE, 8000)
-            loss = F.cross_entropy(model(x), y.to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        schedule.step()
+    def resampled(x: torch.Tensor, y: torch.Tensor) -> None:
+        step(resample(x, SAMPLE_RATE, 8000), y)
 
     slow = resample(as_float(words.test.x), SAMPLE_RATE, 8000).unsqueeze(1)
-    return race(epoch, model, Split(slow, words.test.y), GOAL, epochs=1000)
+    test = Split(slow, words.test.y)
+    return stock_race(resampled, loader, model, test, GOAL, schedule)
 
 
-def our_race(words: corpora.Words, seed: int, epochs: int = 5) -> tuple[float, float, bool]:
-    """Day 7's TC-ResNet on log-mels of the resident clips, one cycle over a few epochs."""
-    device = words.test.y.device
+def network(words: corpora.Words, **how) -> KeywordNet:
+    """Day 7's TC-ResNet on log-mels."""
+    return KeywordNet(LogMel(64), TCResNet(64, 1.5), len(words.classes), **how).to(
+        words.test.y.device
+    )
+
+
+def ours(words: corpora.Words, seed: int, epochs: int = 5) -> Race:
+    """Day 7's network on the resident clips, one cycle over a few epochs."""
     seed_everything(seed)
     batches = Batches(words.train, 64, seed=seed, augment=lambda x, g: as_float(x))
-    model = KeywordNet(LogMel(64), TCResNet(64, 1.5), len(words.classes), masks=(15, 5))
-    trainer = Trainer(model.to(device), 0.01, True, epochs * len(batches), smoothing=0.1)
-
-    def epoch(number: int) -> None:
-        trainer.epoch(batches.epoch(number))
-
-    return race(epoch, model, words.test, GOAL, epochs)
+    model = network(words, masks=(15, 5))
+    return our_race(model, batches, words.test, GOAL, epochs, 0.01, smoothing=0.1)
 
 
 def whole_step(words: corpora.Words) -> None:
-    """Clips per second from wave to logits, training, everything on the device."""
-    device = words.test.y.device
-    model = KeywordNet(LogMel(64), TCResNet(64, 1.5), len(words.classes)).to(device)
-    trainer = Trainer(model, 1e-3, True)
+    """Print the clips per second from wave to logits and back, everything on the device."""
+    model, device = network(words), words.test.y.device
+    step = stock_step(model, torch.optim.Adam(model.parameters(), 1e-3), mixed=True)
     x, y = words.train.x[:512], words.train.y[:512]
-    for _ in range(3):
-        trainer.step(x, y)
-    synchronize(device)
-    count, began = 0, time.perf_counter()
-    while time.perf_counter() - began < 3:
-        trainer.step(x, y)
-        count += len(y)
-    synchronize(device)
-    seconds = time.perf_counter() - began
-    print(f"wave to logits and back on {device.type}: {count / seconds:,.0f} clips/s")
+    clips = len(y) * calls_per_second(lambda i: step(x, y), device)
+    print(f"wave to logits and back on {device.type}: {clips:,.0f} clips/s")
 
 
 def run() -> list[Claim]:
@@ -194,8 +172,8 @@ def run() -> list[Claim]:
     claims = [*reading(words, folder), mel(words)]
     whole_step(words)
     print("stock recipe:")
-    stock, _, arrived = stock_race(words, folder)
+    seconds, _, arrived = stock(words, folder)
     print("ours, three seeds:")
-    ours = slowest_of_three(lambda seed: our_race(words, seed))
+    slowest = slowest_of_three(lambda seed: ours(words, seed))
     what = "Speech Commands, training to 85 % on unseen speakers (ours: slowest of 3 seeds)"
-    return [*claims, Claim(what, stock, ours, "s", 10, capped=not arrived)]
+    return [*claims, Claim(what, seconds, slowest, "s", 10, capped=not arrived)]

@@ -8,11 +8,11 @@ sentences are random: nothing is fetched.
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import librosa
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,31 +20,20 @@ from torch.nn import functional as F
 from Day11_Voice_Cloning.evaluate import real_time_factor
 from Day11_Voice_Cloning.train import GLOWS
 from Day11_Voice_Cloning.waveglow import WaveGlow, WaveGlowConfig
-from utils.device import autocast, pick_device, seed_everything, synchronize
+from utils.device import autocast, pick_device, seed_everything
 from utils.models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss
 from utils.models.tts import TTSDataset, capture
 from utils.models.tts_mel import KATHLEEN, SILENCE, SynthesisMel
 from utils.training import count_parameters
 
 from .claims import Claim
+from .measure import calls_per_second
 
 BATCH, LETTERS, FRAMES = 16, 60, 300
 """A batch of sentences of 3.5 s, about 60 letters each: Kathleen's mean."""
 
 WAVES, SECONDS = 4, 3.0
 """What the vocoders are given: so many waves of so many seconds."""
-
-
-def per_second(work: Callable[[], object], device: torch.device, least: float = 5.0):
-    """How often `work()` runs in a second, measured for `least` seconds after one run to warm up."""
-    work()
-    synchronize(device)
-    count, began = 0, time.perf_counter()
-    while time.perf_counter() - began < least:
-        work()
-        synchronize(device)
-        count += 1
-    return count / (time.perf_counter() - began)
 
 
 def stock_tacotron(config: TacotronConfig, steps: int):
@@ -82,10 +71,10 @@ def training(device: torch.device, config: TacotronConfig) -> Claim:
     if device.type == "cuda":
         capture(ours, batch)
 
-    def step(model: torch.nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    def step(model: torch.nn.Module, loss: Callable[[], Tensor]) -> Callable[[int], None]:
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
 
-        def work() -> None:
+        def work(_: int) -> None:
             optimizer.zero_grad(set_to_none=True)
             with autocast(device, device.type == "cuda"):
                 value = loss()
@@ -105,8 +94,8 @@ def training(device: torch.device, config: TacotronConfig) -> Claim:
             + F.binary_cross_entropy_with_logits(gate, target)
         )
 
-    theirs = BATCH * FRAMES * per_second(step(stock.train(), stock_loss), device)
-    mine = BATCH * FRAMES * per_second(step(ours.train(), lambda: ours(batch)), device)
+    theirs = BATCH * FRAMES * calls_per_second(step(stock.train(), stock_loss), device, 5)
+    mine = BATCH * FRAMES * calls_per_second(step(ours.train(), lambda: ours(batch)), device, 5)
     what = f"training mel frames/s, torchaudio's Tacotron2 of the same sizes (r = {config.r})"
     return Claim(what, theirs, mine, "1/s", 2, higher=True)
 
@@ -119,13 +108,13 @@ def speaking(device: torch.device, config: TacotronConfig) -> Claim:
     ours = Tacotron2(config).to(device).eval()
     args = (every.text, every.text_lengths)
 
-    def generate() -> None:
+    def generate(_: int) -> None:
         ours.generate(*args, every.d_vectors, threshold=1.0, max_frames=FRAMES)
 
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # random weights never stop: that is wanted here
-        theirs = BATCH * FRAMES * per_second(lambda: stock.infer(*args), device)
-        mine = BATCH * FRAMES * per_second(generate, device)
+        theirs = BATCH * FRAMES * calls_per_second(lambda _: stock.infer(*args), device, 5)
+        mine = BATCH * FRAMES * calls_per_second(generate, device, 5)
     what = f"synthesis mel frames/s, torchaudio's Tacotron2 of the same sizes (r = {config.r})"
     return Claim(what, theirs, mine, "1/s", 2, higher=True)
 
@@ -148,8 +137,6 @@ def vocoders(
         factor = real_time_factor(partial(glow.decode, mel), s.sample_rate, device, 1)
         what = f"WaveGlow of {count_parameters(glow):,} weights ({name})"
         print(f"real-time factor, {what}: {factor:.4f}")
-    import librosa
-
     power = front.power(mel).cpu().numpy()
 
     def stock() -> list[Tensor]:

@@ -236,9 +236,9 @@ def test_ask_names_the_word_and_the_days_to_come(tmp_path, capsys):
 
 
 def test_bench_ratios():
-    faster = Claim("a", stock=100.0, ours=5.0, unit="s", wanted=10)
-    more = Claim("b", stock=10.0, ours=45.0, unit="1/s", wanted=5, higher=True)
-    capped = Claim("c", stock=600.0, ours=5.0, unit="s", wanted=10, capped=True)
+    faster = Claim("a", stock=100.0, ours=5.0, unit="s", goal=10)
+    more = Claim("b", stock=10.0, ours=45.0, unit="1/s", goal=5, higher=True)
+    capped = Claim("c", stock=600.0, ours=5.0, unit="s", goal=10, capped=True)
     assert (faster.ratio, more.ratio) == (20.0, 4.5)
     assert faster.row()[-1] == "reached"
     assert more.row()[-1] == "MISSED"
@@ -260,34 +260,51 @@ def test_a_bench_task_that_fails_keeps_the_others_figures(monkeypatch, capsys):
     assert claims.bench(["mnist"]) == 0
 
 
-def test_the_race_stops_at_the_goal_and_at_the_cap():
+def test_races_stop_at_the_goal_and_at_the_cap():
     import torch
 
     from bench import measure, mnist
-    from utils.data import Split
+    from utils.data import Batches, Split
 
-    answers = torch.nn.Linear(10, 10, bias=False)
-    part = Split(torch.eye(10), torch.arange(10))
+    split = Split(torch.eye(10), torch.arange(10))
 
-    def learn(epoch):
-        if epoch == 1:
-            answers.weight.data = torch.eye(10)
+    def fresh(rate):
+        model = torch.nn.Linear(10, 10, bias=False)
+        torch.nn.init.zeros_(model.weight)
+        return model, measure.stock_step(model, torch.optim.SGD(model.parameters(), rate))
 
-    torch.nn.init.zeros_(answers.weight)
-    seconds, accuracy, arrived = measure.race(learn, answers, part, 0.99, epochs=5)
+    loader = [(split.x, split.y)]
+    model, step = fresh(1.0)
+    seconds, accuracy, arrived = measure.stock_race(step, loader, model, split, 0.99, epochs=5)
     assert (accuracy, arrived) == (1.0, True)
-    torch.nn.init.zeros_(answers.weight)
-    assert measure.race(lambda _: None, answers, part, 0.99, epochs=5, cap=0)[2] is False
     assert seconds < 60
+    model, step = fresh(0.0)
+    assert measure.stock_race(step, loader, model, split, 0.99, cap=0)[2] is False
+    model, _ = fresh(0.0)
+    batches = Batches(split, 10)
+    assert measure.our_race(model, batches, split, 0.99, 20, lr=0.1, smoothing=0.1)[1:] == (
+        1.0,
+        True,
+    )
     stock = mnist.StockNet()
     assert sum(p.numel() for p in stock.parameters()) == 1_199_882
-    trainer = measure.Trainer(torch.nn.Linear(4, 10), 0.1, mixed=False, steps=50)
-    x, y = torch.randn(64, 4), torch.randint(0, 2, (64,))
-    before = torch.nn.functional.cross_entropy(trainer.model(x), y).item()
-    for _ in range(20):
-        trainer.step(x, y)
-    assert torch.nn.functional.cross_entropy(trainer.model(x), y).item() < before / 2
     assert stock(torch.zeros(2, 1, 28, 28)).exp().sum().item() == pytest.approx(2, abs=1e-4)
+
+
+def test_rates_are_counted_after_one_call():
+    import torch
+
+    from bench import measure
+
+    seen = []
+    calls = measure.calls_per_second(lambda i: seen.append(i), seconds=0.01)
+    assert seen[:3] == [0, 0, 1]
+    assert calls > len(seen) / 2
+    batches = [(torch.zeros(4, 1), torch.zeros(4))] * 3
+    sizes = []
+    measure.images_per_second(batches, torch.device("cpu"), lambda x, y: sizes.append(len(y)), 0.01)
+    assert len(sizes) > 3  # over and over
+    assert set(sizes) == {4}
 
 
 def test_makefile_installs_once_and_helps():
