@@ -27,6 +27,7 @@ def notebook(folder: Path, day: days.Day, *cells: str) -> None:
     nbformat.write(nb, folder / day.name / f"{day.name}.ipynb")
 
 
+@pytest.mark.slow
 def test_one_failing_day_does_not_hide_the_others(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(days, "ROOT", tmp_path)
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))

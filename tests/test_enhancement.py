@@ -461,6 +461,7 @@ def test_the_searches_see_the_bundled_sample():
     assert enhancer.N_FFT == 512
 
 
+@pytest.mark.slow
 def test_the_shipped_enhancer_is_made_by_one_command(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
     path = tmp_path / "e.safetensors"

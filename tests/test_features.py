@@ -220,6 +220,7 @@ def test_mfcc_is_torchaudios():
     assert (MFCC(40)(wave) - theirs).abs().max() < 1e-3
 
 
+@pytest.mark.slow
 def test_log_mel_is_librosas():
     librosa = pytest.importorskip("librosa")
     wave = noise(16000)

@@ -177,6 +177,7 @@ def test_the_encoder_that_judges_is_the_shipped_one():
         ecapa_tdnn.load_speaker_net(seed=99, profile="full")
 
 
+@pytest.mark.slow
 def test_the_first_epoch_again_is_that_of_the_card(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
     short = train.Synthesis(steps=3, batch_size=2, longest=3.0, every=1)

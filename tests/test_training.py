@@ -191,6 +191,7 @@ def start(folder: Path, result: str, wait: float) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", TRAIN, *arguments])
 
 
+@pytest.mark.slow
 def test_kill_minus_9_in_training_and_the_same_result_after_all(tmp_path):
     whole = tmp_path / "whole"
     whole.mkdir()

@@ -77,6 +77,7 @@ def test_a_killed_search_goes_on_and_loses_only_the_running_trial(tmp_path):
     assert after[lost[0].number].state == TrialState.FAIL
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_study_and_repeat_nothing(tmp_path):
     crew = [worker(tmp_path, 12, 0.1) for _ in range(2)]
     assert [w.wait(90) for w in crew] == [0, 0]
@@ -191,6 +192,7 @@ def test_best_so_far_never_falls():
     assert search.best_so_far([]) == []
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_a_row_for_each_trial_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
     command = ["sweep", "--day", "8", "--profile", "quick", "--trials"]

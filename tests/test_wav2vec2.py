@@ -366,6 +366,7 @@ def test_letters_are_found_where_they_were_said():
 # --- fine-tuning ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_clips_are_learned_by_heart():
     some = spoken("AB CA", "CB", letter=0.06)
     recogniser = tiny(mask_time_prob=0.0, **CALM)
@@ -504,6 +505,7 @@ def pretrained(settings=FEW, changes=(), **how):
     return model, pretrain(model, sound, settings, bar=False, **how)
 
 
+@pytest.mark.slow
 def test_pretraining_lowers_its_loss_and_goes_on_after_a_kill(tmp_path, monkeypatch):
     model, history = pretrained()
     assert [e["step"] for e in history.epochs] == [20, 40, 60]
@@ -628,6 +630,7 @@ def test_negatives_are_other_hidden_frames_of_the_same_crop():
     assert (counts[torch.arange(50) != 20] > 0).all()  # any other may be drawn
 
 
+@pytest.mark.slow
 def test_the_command_pretrains_and_the_sweep_fine_tunes(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
     weights_file = tmp_path / "small.safetensors"
@@ -672,6 +675,7 @@ def test_the_benchmark_trains_the_same_network_on_both_sides(monkeypatch, capsys
         assert torch.allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_grid_and_the_long_training_leave_rows_once(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
     path = tmp_path / "long.safetensors"
