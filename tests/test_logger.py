@@ -261,7 +261,7 @@ def test_an_unwritable_day_folder_is_one_clear_sentence():
         said = queue.get(timeout=60)
         child.join()
         os.chmod(folder, 0o755)
-        assert said.startswith("LogError: Day02_Training_Loop/ cannot be written")
+        assert said.startswith("LogError: Day02_Training_Loop/t.csv could not be written")
         assert "Make the folder writable" in said
         assert [r["run"] for r in read_table(folder / "t.csv")] == ["old"]
 

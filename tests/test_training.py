@@ -15,15 +15,7 @@ from torch.nn import functional as F
 
 from utils.data import Batches, Split, random_flip, random_shift
 from utils.device import seed_everything
-from utils.training import (
-    Diverged,
-    evaluate,
-    fit,
-    gradient_norms,
-    load_checkpoint,
-    predict,
-    total_norm,
-)
+from utils.training import Diverged, evaluate, fit, gradient_norms, predict, resume, total_norm
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -219,7 +211,7 @@ def test_a_checkpoint_that_does_not_fit_names_the_file_to_delete(tmp_path):
     path = tmp_path / "c.pt"
     path.write_bytes(b"half a file")
     with pytest.raises(RuntimeError, match=r"Delete .*c\.pt to begin anew"):
-        load_checkpoint(path, model, optimizer, None)
+        resume(path, model, optimizer, None)
 
 
 def test_a_run_that_was_resumed_has_one_whole_record(tmp_path, monkeypatch):

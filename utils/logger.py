@@ -1,8 +1,8 @@
-"""The record of every run: one row in the day's CSV, its curve in TensorBoard, wandb if wished.
+"""The record of every run: one row in the day's CSV, its curves in TensorBoard and, on request, in wandb.
 
 `RunLogger` is the only writer of `DayNN_Name_params.csv` and `DayNN_Name_train_log.csv`. A row is written when its
-run ends, also when it fails. Writes are locked and atomic: two notebooks at once, or a kill at any
-moment, lose no row that was there.
+run ends, also when the run fails. Writes are locked and atomic: neither two notebooks at once nor a kill at any
+moment loses a finished row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -35,17 +34,17 @@ ROLES = ("headline", "sweep", "baseline", "failed")
 
 
 class LogError(RuntimeError):
-    """The record could not be kept; the message says why and what to do next."""
+    """The record could not be written; the message says why and what to do next."""
 
 
 def run_id(profile: str, dataset: str, seed: int, config: Mapping[str, Any]) -> str:
-    """Ten hex digits that name a run: the same profile, data, seed and configuration, the same name."""
+    """Ten hex digits that name a run: equal for equal profile, data set, seed and configuration."""
     text = json.dumps([profile, dataset, seed, dict(config)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def git(*arguments: str) -> str:
-    """What git says in this repository, without the blanks around it; nothing where it has no answer."""
+    """The stripped output of a git command in this repository; empty when it fails or git is missing."""
     try:
         done = subprocess.run(
             ["git", "-C", str(days.ROOT), *arguments],
@@ -71,7 +70,7 @@ def code_commit(folder: Path) -> str:
 
 
 def format_cell(value: Any) -> str:
-    """A value as it stands in the CSV: six significant digits, one line, no spreadsheet formula."""
+    """A value as text for the CSV: six significant digits, one line, no spreadsheet formula."""
     if value is None:
         return ""
     if isinstance(value, torch.Tensor):
@@ -85,7 +84,7 @@ def format_cell(value: Any) -> str:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV as text; no rows where there is no file."""
+    """The rows of a CSV as text; an empty list where there is no file."""
     if not path.exists():
         return []
     with open(path, encoding="utf-8-sig", newline="") as f:
@@ -95,10 +94,10 @@ def read_table(path: Path) -> list[dict[str, str]]:
 def update_table(
     path: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[str], replace: str
 ) -> None:
-    """Put `rows` in the place of those with the run name `replace`; keep all others, in order.
+    """Replace the rows of the run `replace` by `rows` (appended if there are none); the others stay in order.
 
-    Locked against other processes and atomic (written beside, then renamed). Columns that are in
-    the file and not in `columns` stay. Raises LogError when the folder or file cannot be used.
+    Locked against other processes, and atomic. Columns that are only in the file stay. Raises LogError when the
+    folder or file cannot be used.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,34 +111,27 @@ def update_table(
                     "move it away and run the cell again."
                 )
             header = list(columns)
-            extra = [c for c in (old[0] if old else {}) if c not in header]
-            ends = tuple(header[-len(TRAILING_COLUMNS) :]) == TRAILING_COLUMNS
-            at = len(header) - ends * len(TRAILING_COLUMNS)
-            header[at:at] = extra
+            at = -len(TRAILING_COLUMNS) if header[-1] == TRAILING_COLUMNS[-1] else len(header)
+            header[at:at] = [c for c in (old[0] if old else ()) if c not in header]
             new = [{c: format_cell(row.get(c)) for c in header} for row in rows]
-            place = next((i for i, row in enumerate(old) if row["run"] == replace), len(old))
+            names = [row["run"] for row in old]
+            place = names.index(replace) if replace in names else len(old)
             kept = [row for row in old if row["run"] != replace]
-            place = min(place, len(kept))
             write_table(path, header, [*kept[:place], *new, *kept[place:]])
     except Timeout as e:
         raise LogError(
             f"{path.name} has been locked by another process for a minute. Close the other notebook "
             "that writes it, then run the cell again."
         ) from e
-    except (PermissionError, FileExistsError, NotADirectoryError) as e:
-        raise LogError(
-            f"{path.parent.name}/ cannot be written ({e.strerror}), so the row of this run has no "
-            "place. Make the folder writable (`ls -ld` shows its owner) and run the cell again."
-        ) from e
     except OSError as e:
         raise LogError(
-            f"{path.name} could not be written ({e.strerror}). The rows that it had are untouched. "
-            "Make room or mend the disk, then run the cell again."
+            f"{path.parent.name}/{path.name} could not be written ({e.strerror}); the rows that it had are "
+            "untouched. Make the folder writable, or make room on the disk, and run the cell again."
         ) from e
 
 
 def write_table(path: Path, header: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
-    """Write a whole CSV of text, or nothing: beside the file first, then renamed over it."""
+    """Write a CSV of text, whole or not at all."""
     with days.atomic(path) as scratch, open(scratch, "w", encoding="utf-8", newline="") as f:
         writer = csv.DictWriter(f, header, restval="", lineterminator="\n")
         writer.writeheader()
@@ -151,10 +143,9 @@ def write_table(path: Path, header: Sequence[str], rows: Sequence[Mapping[str, s
 def add_row(
     path: Path, profile: str, dataset: str, seed: int, config: Mapping[str, Any], **results: Any
 ) -> None:
-    """One run as a row of a table of one's own, outside the days: what a project template keeps.
+    """Write one run as a row of a project's own table; the same run again replaces its row.
 
-    The columns are those of `config` and `results` between the common ones; the same profile, data, seed
-    and configuration again replace their row. Raises LogError as `update_table` does.
+    Its columns are `config` and `results`, after those that name the run. Raises LogError as `update_table` does.
     """
     run = run_id(profile, dataset, seed, config)
     row = {"run": run, "profile": profile, "dataset": dataset, "seed": seed}
@@ -163,7 +154,7 @@ def add_row(
 
 
 class RunLogger:
-    """Keeps the table of one day.
+    """The table of one day.
 
         log = RunLogger("Day02_Training_Loop", PROFILE, data.name, device,
                         columns=("optimizer", "lr", "final_loss", "accuracy", "epochs"))
@@ -171,7 +162,8 @@ class RunLogger:
             run.log_epoch(1, train_loss=0.3, val_accuracy=0.97)
             run.log_metrics(final_loss=0.1, accuracy=0.98)
 
-    quick writes under `runs/quick/`, study and full into the day folder (`days.Day.output`).
+    quick writes under `runs/quick/`, study and full into the day folder (`days.Day.output`). In the table results
+    come before settings: what a run was configured with is a setting, what it logged is a result.
     """
 
     def __init__(
@@ -210,31 +202,34 @@ class RunLogger:
         return [*LEADING_COLUMNS, *own, *TRAILING_COLUMNS]
 
     def demote_old_headlines(self) -> None:
-        """Leave only this session's headline runs as headline rows of this profile.
+        """Make all headline rows of this profile that this session did not run `sweep` rows.
 
-        Call it after the headline runs: the headline of an earlier choice becomes a `sweep` row, and
-        the epochs of any other run leave the train log, so that no mean mixes two configurations.
+        Call it after the headline runs. The epochs of other runs leave the train log, so that no mean over
+        headline runs mixes two configurations.
         """
-        for row in read_table(self.path):
-            mine = row["profile"] == self.profile and row["role"] == "headline"
-            if mine and row["run"] not in self.headlines:
+        for row in self.rows():
+            if row["role"] == "headline" and row["run"] not in self.headlines:
                 update_table(self.path, [{**row, "role": "sweep"}], self.header, row["run"])
         log = read_table(self.train_log)
         logged = {e["run"] for e in log if e["profile"] == self.profile}
         for run in logged - self.headlines:
             update_table(self.train_log, [], list(log[0]), replace=run)
 
+    def rows(self) -> list[dict[str, str]]:
+        """This profile's rows as text."""
+        return [r for r in read_table(self.path) if r.get("profile") == self.profile]
+
     def run(self, *, role: str = "sweep", seed: int = 0, note: str = "", **config: Any) -> Run:
-        """A run with this configuration, to be used in a `with` statement."""
+        """A run with this configuration, for a `with` statement."""
         if role not in ROLES:
             raise ValueError(f"role {role!r}: write one of {', '.join(ROLES)}")
         return Run(self, role, seed, note, config)
 
     def table(self, *columns: str, role: str | None = None):
-        """This profile's rows as a pandas DataFrame, numbers as numbers; all columns or those named."""
+        """This profile's rows as a pandas DataFrame, numbers as numbers; by default all columns."""
         import pandas as pd
 
-        rows = [r for r in read_table(self.path) if r["profile"] == self.profile]
+        rows = self.rows()
         frame = pd.DataFrame(rows, columns=self.header if not rows else None)
         for name in frame.columns:
             if name not in ("run", "commit"):
@@ -245,16 +240,15 @@ class RunLogger:
         return frame[list(columns)] if columns else frame
 
     def show(self, *columns: str, role: str | None = None):
-        """The same rows as they stand in the CSV (text, empty cells empty), named by their run."""
+        """The same rows as text, as in the CSV, indexed by their run."""
         import pandas as pd
 
-        rows = [r for r in read_table(self.path) if r["profile"] == self.profile]
-        rows = [r for r in rows if role in (None, r["role"])]
+        rows = [r for r in self.rows() if role in (None, r["role"])]
         return pd.DataFrame(rows).set_index("run")[list(columns or self.header[1:])]
 
 
 class Run:
-    """One run: a row in the making. Leaving the `with` block writes it."""
+    """One run. Leaving its `with` block writes its row."""
 
     def __init__(
         self, log: RunLogger, role: str, seed: int, note: str, config: dict[str, Any]
@@ -269,12 +263,12 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """Where `training.fit` keeps this run's state, so that a killed run goes on."""
+        """Where `training.fit` saves this run's state, so that a killed run can continue."""
         return self.folder / "checkpoint.pt"
 
     @property
     def keeps_checkpoint(self) -> bool:
-        """Whether a finished run's state stays until the whole notebook is through (`run --resume`)."""
+        """Whether a finished run's state stays until the whole notebook has finished (`run --resume`)."""
         return bool(os.environ.get("STUDY_RESUME"))
 
     def __enter__(self) -> Run:
@@ -283,7 +277,7 @@ class Run:
         if self.folder.exists() and not self.checkpoint.exists():
             shutil.rmtree(
                 self.folder
-            )  # an earlier run of the same configuration: one curve, not two
+            )  # of an earlier run of this configuration: one curve, not two
         self._writer = SummaryWriter(str(self.folder))
         self._wandb = self._start_wandb()
         self._start = time.perf_counter()
@@ -295,34 +289,31 @@ class Run:
             return None
         import wandb  # takes seconds: only where it is used
 
+        day, config = self.log.day.name, {"seed": self.seed, "dataset": self.log.dataset}
         return wandb.init(
-            project="ml_speech_learning",
-            group=self.log.day.name,
-            name=f"{self.log.day.name}-{self.id}",
-            config={"seed": self.seed, "dataset": self.log.dataset, **self.config},
-            dir=str(self.folder),
-            mode=mode,
-        )
+            project="ml_speech_learning", group=day, name=f"{day}-{self.id}",
+            config=config | self.config, dir=str(self.folder), mode=mode,
+        )  # fmt: skip
 
     def log_scalars(self, step: int, **values: float) -> None:
-        """Numbers of one step, into TensorBoard (and wandb): `run.log_scalars(120, loss=0.3)`."""
+        """Write numbers of one step to TensorBoard (and wandb): `run.log_scalars(120, loss=0.3)`."""
         for name, value in values.items():
             self._writer.add_scalar(name, float(value), step)
         if self._wandb:
             self._wandb.log({k: float(v) for k, v in values.items()}, step=step)
 
     def image(self, name: str, pixels: torch.Tensor, step: int) -> None:
-        """A grey picture `(height, width)`, 0 to 1, first row on top, into TensorBoard."""
+        """Write a grey image `(height, width)`, 0 to 1, first row on top, to TensorBoard."""
         self._writer.add_image(name, pixels.clamp(0, 1), step, dataformats="HW")
 
     def log_steps(self, first: int, curves: Mapping[str, Sequence[float]]) -> None:
-        """Many steps at once, from step `first` on; `training.fit` calls it once an epoch."""
+        """Write the numbers of many steps from step `first` on; `training.fit` calls it once an epoch."""
         length = max((len(v) for v in curves.values()), default=0)
         for i in range(length):
             self.log_scalars(first + i, **{k: v[i] for k, v in curves.items() if i < len(v)})
 
     def log_epoch(self, number: int, **values: float) -> None:
-        """Numbers of one epoch; those of headline runs are kept in the day's `_train_log.csv`."""
+        """Write the numbers of one epoch; those of headline runs also go to the day's `_train_log.csv`."""
         self.epochs.append({"epoch": number, **values})
         for name, value in values.items():
             if isinstance(value, (int, float)):
@@ -331,12 +322,9 @@ class Run:
             self._wandb.log({f"epoch/{k}": v for k, v in values.items()} | {"epoch": number})
 
     def log_metrics(self, **values: Any) -> None:
-        """What the run gave: the day's own columns of its row."""
-        unknown = set(values) - set(self.log.columns)
-        if unknown:
-            raise ValueError(
-                f"no such column in {self.log.path.name}: {', '.join(sorted(unknown))}"
-            )
+        """Set result columns of the run's row. Raises ValueError for a column that the table does not have."""
+        if unknown := ", ".join(sorted(set(values) - set(self.log.columns))):
+            raise ValueError(f"no such column in {self.log.path.name}: {unknown}")
         self.results.update(values)
 
     def _log_hparams(self) -> None:
@@ -350,16 +338,7 @@ class Run:
         config = {k: v if isinstance(v, plain) else str(v) for k, v in self.config.items()}
         self._writer.add_hparams({**config, "seed": self.seed}, numbers, run_name=".")
 
-    def _stands(self) -> bool:
-        rows = read_table(self.log.path)
-        return any(row.get("run") == self.id and row.get("role") != "failed" for row in rows)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
         seconds = self.earlier_seconds + time.perf_counter() - self._start
         self._log_hparams()
         self._writer.close()
@@ -370,22 +349,18 @@ class Run:
             role, reason = "failed", f"{kind.__name__}: {error}".rstrip(": ")
             note = f"{note} ({reason[:200]})" if note else reason[:200]
         log = self.log
-        if kind is KeyboardInterrupt and self._stands():
-            return  # the reader stopped a repetition: the finished row is worth more than that news
-        row = {
-            "run": self.id,
-            "role": role,
-            "profile": log.profile,
-            "dataset": log.dataset,
+        finished = {row["run"] for row in log.rows() if row["role"] != "failed"}
+        if kind is KeyboardInterrupt and self.id in finished:
+            return  # the reader stopped a repetition: keep the finished row
+        about = {"run": self.id, "profile": log.profile, "seed": self.seed}
+        row = about | {
+            "role": role, "dataset": log.dataset,
             "device": f"{log.device.type} ({device_name(log.device)})",
-            "seed": self.seed,
-            **{k: v for k, v in self.config.items() if k in log.columns},
-            **self.results,
+            **{k: v for k, v in self.config.items() if k in log.columns}, **self.results,
             "seconds": round(seconds, 2),
             "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
-            "commit": log.commit,
-            "note": note,
-        }
+            "commit": log.commit, "note": note,
+        }  # fmt: skip
         first, last = len(LEADING_COLUMNS), -len(TRAILING_COLUMNS)
         header = log.header  # results before settings
         header[first:last] = sorted(header[first:last], key=lambda name: name in self.config)
@@ -393,18 +368,15 @@ class Run:
         if role == "headline":
             log.headlines.add(self.id)
         if role == "headline" and self.epochs:
-            names = list(dict.fromkeys(k for e in self.epochs for k in e))
-            rows = [
-                {"run": self.id, "profile": log.profile, "seed": self.seed, **e}
-                for e in self.epochs
-            ]
-            update_table(log.train_log, rows, ["run", "profile", "seed", *names], replace=self.id)
+            rows = [about | epoch for epoch in self.epochs]
+            header = list(dict.fromkeys(name for row in rows for name in row))
+            update_table(log.train_log, rows, header, replace=self.id)
         if kind is None and not self.keeps_checkpoint:
             self.checkpoint.unlink(missing_ok=True)
 
 
 def progress(total: int, label: str, initial: int = 0, enabled: bool = True) -> tqdm:
-    """A plain text bar that clears itself: no widgets, nothing left in a committed notebook."""
+    """A progress bar in plain text that clears itself, so that it leaves nothing in a committed notebook."""
     return tqdm(
         total=total, initial=initial, desc=label, disable=not enabled, leave=False, mininterval=0.5,
         file=sys.stdout,

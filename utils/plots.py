@@ -20,35 +20,18 @@ DPI = 150
 
 def use_house_style() -> None:
     """Set matplotlib's defaults for this session: call it once, in the cell of the imports."""
-    plt.rcParams.update(
-        {
-            "figure.figsize": (9, 4.2),
-            "figure.dpi": 80,
-            "savefig.dpi": DPI,
-            "figure.constrained_layout.use": True,
-            "axes.prop_cycle": cycler(color=COLOURS) + cycler(linestyle=DASHES),
-            "axes.grid": True,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titleweight": "bold",
-            "grid.alpha": 0.3,
-            "lines.linewidth": 1.8,
-            "legend.frameon": False,
-            "font.size": 10.5,
-            "image.cmap": "viridis",
-        }
-    )
+    plt.style.use(Path(__file__).with_name("plots.mplstyle"))
+    lines = cycler(color=COLOURS) + cycler(linestyle=DASHES)
+    plt.rcParams.update({"axes.prop_cycle": lines, "savefig.dpi": DPI})
 
 
 def show(figure: Figure, caption: str, save: Path | None = None) -> None:
-    """Show a figure with a caption that says what to see in it; with `save`, write the PNG as well.
+    """Show a figure with a caption that says what to see in it; with `save`, also write a PNG.
 
     The file is at least 1200 px wide. Raises ValueError for an empty caption.
     """
     if not caption.strip():
-        raise ValueError(
-            "a picture without a caption leaves the reader alone: say what to see in it"
-        )
+        raise ValueError("a picture needs a caption that says what to see in it")
     if save:
         save_png(figure, save)
     from IPython.display import Markdown, display
@@ -68,11 +51,11 @@ def save_png(figure: Figure, path: Path, width: int = 1200, dpi: float = DPI) ->
 def end_labels(axis: Axes, form: str = "{:.3g}", gap: float = 0.055) -> None:
     """Write each line's last value at its right end, in its colour, pushed apart where they touch.
 
-    `form` may ask for the line's name instead or as well: "{label}", "{label} {:.2f}".
-    `gap` is the least distance of two labels as a share of the axis' height.
+    `form` may contain the line's name: "{label}", "{label} {:.2f}". `gap` is the smallest distance of two labels
+    as a fraction of the axis' height.
     """
     axis.margins(x=0.02)
-    _ = axis.get_xlim(), axis.get_ylim()  # asking makes matplotlib settle the limits
+    _ = axis.get_xlim(), axis.get_ylim()  # reading them makes matplotlib compute the limits
     lines = [ln for ln in axis.get_lines() if len(ln.get_xdata()) > 1 and ln.get_label()[0] != "_"]
     to_axes = axis.transData + axis.transAxes.inverted()
     ends = []
@@ -91,7 +74,7 @@ def end_labels(axis: Axes, form: str = "{:.3g}", gap: float = 0.055) -> None:
 
 
 def spaced(heights: Sequence[float], gap: float) -> list[float]:
-    """Sorted heights moved as little as need be so that neighbours are `gap` apart, all within 0..1."""
+    """Sorted heights, moved as little as necessary so that neighbours are `gap` apart and all within 0..1."""
     out = [min(max(h, 0.0), 1.0) for h in heights]
     for i in range(1, len(out)):
         out[i] = max(out[i], out[i - 1] + gap)

@@ -1,4 +1,4 @@
-"""The training loop of Day 2, with what later days need of it: clipping, norms, checkpoints, resume."""
+"""The training loop of Day 2 with clipping, gradient norms and checkpoints; weights with a model card."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Diverged(FloatingPointError):
 
 @dataclass
 class History:
-    """What a training left behind: one dict per epoch, and one list per quantity over the steps."""
+    """The numbers of a training run: one dict per epoch, and one list per quantity over the steps."""
 
     epochs: list[dict[str, float]] = field(default_factory=list)
     steps: dict[str, list[float]] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class History:
 
 
 def gradient_norms(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Euclidean norm of each weight's gradient, `{parameter name: scalar tensor}`; biases left out."""
+    """Euclidean norm of each weight's gradient, `{parameter name: scalar tensor}`, without biases."""
     return {
         name: p.grad.detach().norm()
         for name, p in model.named_parameters()
@@ -57,7 +57,7 @@ def gradient_norms(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def total_norm(model: nn.Module) -> torch.Tensor:
-    """Euclidean norm of all gradients taken as one vector (the number that clipping looks at)."""
+    """Euclidean norm of all gradients as one vector: the number that clipping compares."""
     return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
 
 
@@ -81,14 +81,13 @@ def fit(
 ) -> History:
     """Train `model` on `batches` for `epochs` and return the history.
 
-    `loss_fn(logits, y)` gives a scalar. `scheduler` steps once a batch. `validate(model)` is asked
-    after each epoch; its numbers are kept with `val_` before their names. `clip` bounds the total
-    gradient norm (Pascanu et al., 2013); the norm that is logged is the one before clipping.
-    `stop(numbers)` is asked after each epoch with what that epoch gave; True ends the training.
-    `mixed` computes in bfloat16 where the device gains. With `run`, steps and epochs go to its
-    record, and its state is saved after each epoch, so that the same call after a kill goes on
-    there with the same batches and random numbers; `checkpoint` names another file for that. Under
-    `python -m tools run --resume` the state of a finished run stays, too, and is loaded, not trained.
+    `loss_fn(logits, y)` returns a scalar. `scheduler` steps once per batch. `validate(model)` is called after each
+    epoch; its numbers get the prefix `val_`. `clip` limits the total gradient norm (Pascanu et al., 2013); the
+    logged norm is the one before clipping. `stop(numbers)` is called with the numbers of each epoch; True ends
+    the training. `mixed` computes in bfloat16 where that is faster. `layer_norms` logs the gradient norm of each
+    weight. With `run`, steps and epochs are logged, and the state is saved after each epoch, so that the same
+    call after a kill continues with the same batches and random numbers; `checkpoint` names another file for
+    that. Under `python -m tools run --resume` the state of a finished run is kept and loaded, not trained again.
 
     Raises Diverged at the end of the first epoch whose loss is not finite.
     """
@@ -123,14 +122,11 @@ def fit(
                 shown.update()
             synchronize(device)
             seconds = time.perf_counter() - began
-            numbers = {
-                k: _floats(v) for k, v in curves.items()
-            }  # one copy an epoch, not one a step
-            first = epoch * len(batches)
+            numbers = {k: _floats(v) for k, v in curves.items()}  # one copy per epoch, not per step
             for name, values in numbers.items():
                 history.steps.setdefault(name, []).extend(values)
             if run:
-                run.log_steps(first, numbers)
+                run.log_steps(epoch * len(batches), numbers)
             mean = {k: sum(v) / len(v) for k, v in numbers.items()}
             if not mean["loss"] < float("inf"):
                 raise Diverged(
@@ -159,7 +155,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "RAdam": partial(torch.optim.RAdam, weight_decay=1e-2, decoupled_weight_decay=True),
     "SGD": partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=1e-4),
 }
-"""Optimizers that the searches compare, called with weights and learning rate."""
+"""Optimizers that the searches compare, called with parameters and learning rate."""
 
 
 def fit_one_cycle(
@@ -167,7 +163,7 @@ def fit_one_cycle(
 ) -> History:
     """`fit` with one of OPTIMIZERS, OneCycle up to `lr` over a fifth of the steps, gradients clipped at 5.
 
-    `how` goes to `fit`.
+    `how` is passed to `fit`.
     """
     chosen = OPTIMIZERS[optimizer](model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(chosen, lr, epochs * len(batches), pct_start=0.2)
@@ -182,7 +178,7 @@ def _floats(values: list) -> list[float]:
 
 @torch.inference_mode()
 def predict(model: nn.Module, x: torch.Tensor, batch_size: int = 1000) -> torch.Tensor:
-    """Logits `(items, classes)` in float32, in evaluation mode; the model's mode is put back after."""
+    """Logits `(items, classes)` in float32, in evaluation mode; the model's mode is restored afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -200,7 +196,7 @@ def evaluate(model: nn.Module, split: Split, loss_fn: Loss = F.cross_entropy) ->
 def save_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, history: History
 ) -> None:
-    """Write everything that the next epoch depends on; atomic, so a kill leaves the last whole one."""
+    """Save everything that the next epoch depends on; atomic, so that a kill leaves the last complete state."""
     state = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -215,7 +211,7 @@ def save_checkpoint(
 
 
 def as_epoch_kwargs(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """One epoch of a history as `Run.log_epoch` takes it."""
+    """One epoch of a history as keyword arguments of `Run.log_epoch`."""
     return {"number" if k == "epoch" else k: v for k, v in entry.items()}
 
 
@@ -226,21 +222,9 @@ def resume(
     scheduler: Any,
     run: Run | None = None,
 ) -> tuple[History, int]:
-    """`load_checkpoint`, and the epochs that are done told to the run's record again."""
-    history, start = load_checkpoint(path, model, optimizer, scheduler)
-    if run:
-        run.earlier_seconds = history.seconds
-        for entry in history.epochs:
-            run.log_epoch(**as_epoch_kwargs(entry))
-    return history, start
+    """Load a checkpoint; returns the history and the number of finished epochs, which `run` logs again.
 
-
-def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any
-) -> tuple[History, int]:
-    """Put the state back; return the history and the number of epochs that are done.
-
-    Raises RuntimeError when the file is damaged or of another model: the message names the file.
+    Raises RuntimeError when the file is damaged or of another model; the message names the file.
     """
     try:
         device = next(model.parameters()).device
@@ -257,20 +241,25 @@ def load_checkpoint(
     torch.set_rng_state(state["rng"].cpu())
     if state["cuda_rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_rng"]])
-    return History(state["epochs"], state["steps"]), len(state["epochs"])
+    history = History(state["epochs"], state["steps"])
+    if run:
+        run.earlier_seconds = history.seconds
+        for entry in history.epochs:
+            run.log_epoch(**as_epoch_kwargs(entry))
+    return history, len(history.epochs)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Weights that are trained."""
+    """Number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 LIMIT = 25_000_000
-"""Bytes that a file in the repository may have."""
+"""Largest size of a file in the repository (bytes)."""
 
 
 def save_weights(path: Path, model: nn.Module, card: Mapping[str, Any], half: bool = False) -> int:
-    """Write the model's state and `NAME.json` with the card; `half` in float16. Returns the bytes.
+    """Write the model's state, with `half` in float16, and the card as `NAME.json`. Returns the size in bytes.
 
     Raises ValueError when the file would be too large for the repository.
     """
@@ -293,10 +282,7 @@ def save_weights(path: Path, model: nn.Module, card: Mapping[str, Any], half: bo
 def training_card(
     log: RunLogger, history: History, settings: Any, seed: int, **said: Any
 ) -> dict[str, Any]:
-    """The card of a network that was trained here: what is `said` of it, then settings, machine, commit and curve.
-
-    `settings` is the dataclass that the training was called with.
-    """
+    """The model card of a network: what is `said`, then settings (a dataclass), machine, commit and curve."""
     return said | {
         "seed": seed, "settings": asdict(settings), "seconds": round(history.seconds, 1),
         "machine": describe_machine(log.device), "commit": log.commit,
@@ -308,9 +294,9 @@ def training_card(
 
 
 def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
-    """Put the weights into `model`, on its device and in its precision; returns the card.
+    """Load the weights into `model`, on its device and in its precision; returns the card.
 
-    Raises RuntimeError when they are of another network: the message names what differs.
+    Raises RuntimeError for weights of another network; the message names what differs.
     """
     state = load_file(path)
     own = model.state_dict()
@@ -329,8 +315,8 @@ def training_command(
     """The command line of a day's `train.py`: `python -m DayNN_Name.train [JOB] --profile study --seed 0`.
 
     `jobs` maps a job's name (one nameless job: "") to two functions: `path(profile, seed)`, where its weights
-    belong, and `train(profile, path, seed)`. A run that was stopped continues when the command is repeated.
-    Returns the exit status: 0, or 2 after a message where something is missing.
+    belong, and `train(profile, path, seed)`. The same command continues a run that was stopped. Returns the exit
+    status: 0, or 2 after a message where something is missing.
     """
     p = argparse.ArgumentParser()
     if "" not in jobs:
