@@ -218,11 +218,7 @@ def networks(profile: str, device: torch.device | str = "cpu") -> Networks:
     """The shipped networks. Raises FileNotFoundError, with the command that trains it, for a missing one."""
     loaded, cards = {}, {}
     for part in train.PARTS:
-        path = train.weights_path(part, profile)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path.name} is not here: python -m Day11_Voice_Cloning.train {part} --profile {profile}"
-            )
+        path = train.trained_weights(part, profile)
         loaded[part], cards[part] = train.load_network(path, device)
     mel = SynthesisMel(LIBRISPEECH).to(device)
     griffin_lim = partial(mel.griffin_lim, iterations=GRIFFIN_LIM[profile])
@@ -349,7 +345,8 @@ def clone(
         )
     if vocoder not in nets.vocoders:
         raise ValueError(f"vocoder {vocoder!r}: write one of {', '.join(nets.vocoders)}")
-    encode(text)  # checked before anything is computed
+    for words in (text, said or text):  # checked before anything is computed
+        encode(words)
     if isinstance(recording, (str, Path)):
         recording, rate = read_audio(recording), SAMPLE_RATE
     reference = check_reference(recording, rate)

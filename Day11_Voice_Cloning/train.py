@@ -148,6 +148,16 @@ def weights_path(part: str, profile: str = "study") -> Path:
     return days.get(11).output(profile) / "checkpoints" / f"{name}.safetensors"
 
 
+def trained_weights(part: str, profile: str) -> Path:
+    """`weights_path` of a trained part. Raises FileNotFoundError with the command that trains it."""
+    path = weights_path(part, profile)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path.name} is not here: python -m Day11_Voice_Cloning.train {part} --profile {profile}"
+        )
+    return path
+
+
 def synthesis(part: str, profile: str) -> Synthesis:
     """The settings of the synthesizer `part` in a profile; in `voices` each utterance has its own d-vector."""
     settings = SYNTHESIS[profile]
@@ -198,12 +208,6 @@ def load_network(path: Path, device: torch.device | str = "cpu") -> tuple[Networ
 
     Raises FileNotFoundError where weights or card are missing.
     """
-    for file in (path, path.with_suffix(".json")):
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"{file.name} is not in {file.parent.name}: it comes with the repository, or run the "
-                "notebook that trains it."
-            )
     card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     network, config = NETWORKS[card["network"]]
     model = network(config(**card["config"]))
@@ -244,15 +248,6 @@ def setup(part: str, profile: str, seed: int = 0) -> TrainingSetup:
     return own.get(part, _setup_synthesizer)(part, profile, seed)
 
 
-def _first_weights(profile: str) -> Path:
-    first = weights_path("kathleen", profile)
-    if not first.is_file():
-        raise FileNotFoundError(
-            f"{first.name} is not here: python -m Day11_Voice_Cloning.train kathleen --profile {profile}"
-        )
-    return first
-
-
 def _batches(
     data: TTSDataset, settings: Synthesis | Parallel, r: int, seed: int, buckets: int
 ) -> LengthBatches:
@@ -279,7 +274,7 @@ def _setup_synthesizer(part: str, profile: str, seed: int) -> TrainingSetup:
     seed_everything(seed)
     model, begun_from = Tacotron2(config), "random weights"
     if part == "voices":
-        first = _first_weights(profile)
+        first = trained_weights("kathleen", profile)
         load_weights(first, model)
         begun_from = first.stem
     terms = {k: getattr(settings, k) for k in ("guided", "own", "drop")}
@@ -325,7 +320,7 @@ def validate_parallel(loss: FastSpeechLoss, batch: FastSpeechBatch) -> dict[str,
 def _setup_parallel(part: str, profile: str, seed: int) -> TrainingSetup:
     settings, device = PARALLEL[profile], pick_device()
     name, train_sets, held_out = sets_of(part, profile)
-    first = _first_weights(profile)
+    first = trained_weights("kathleen", profile)
     teacher, _ = load_network(first, device)
     mel = SynthesisMel(LIBRISPEECH).to(device)
     data = timed_utterances(train_sets, mel, settings, teacher)

@@ -126,6 +126,10 @@ def test_a_clone_wants_consent_text_and_a_voice(runs, tmp_path):
     for text, said in (("", "nothing to speak"), ("你好", "English letters")):
         with pytest.raises(TextError, match=said):
             synthesize.clone(NOISE, text, nets, consent=True)
+    with pytest.raises(TextError, match="English letters"):
+        synthesize.clone(NOISE, "Hello.", nets, consent=True, said="你好")
+    with pytest.raises(ValueError, match="write one of griffin_lim, waveglow"):
+        synthesize.clone(NOISE, "Hello.", nets, consent=True, vocoder="hifigan")
     for sound, said in (
         (torch.zeros(5 * SAMPLE_RATE), "silent"),
         (NOISE[: 3 * SAMPLE_RATE // 10], "0.3 s of speech"),
