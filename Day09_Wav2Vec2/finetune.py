@@ -5,14 +5,17 @@ No search: eight trainings by one recipe, that are to be compared. Each takes so
 
 from __future__ import annotations
 
+import random
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 
 from utils import days
@@ -29,9 +32,16 @@ from utils.models.wav2vec2_ctc import (
     load_recogniser,
     tiny_config,
 )
-from utils.speech import connected_words, corpora
+from utils.speech import corpora
 from utils.speech.augment import join_noises
-from utils.speech.corpora import SpeechCorpus, Utterances, Words
+from utils.speech.connected_words import (
+    WaveAugmentation,
+    connected_words,
+    draw_sequences,
+    speak_sequences,
+)
+from utils.speech.corpora import Clips, SpeechCorpus, Words
+from utils.speech.pack import Utterances
 from utils.training import History, training_card, training_command
 
 from .pretrain import (
@@ -55,6 +65,45 @@ SHARES = {"random": (1.0, 0.3, 0.1), "pretrained": (1.0, 0.3, 0.1), "pretrained,
 CELLS = tuple((init, labels) for init, some in SHARES.items() for labels in some)
 """What is compared: the weights to begin with (random, or pretrained by the study or the full profile), and the
 share of the training speakers whose labels are used."""
+
+
+def fraction_of_speakers(clips: Clips, fraction: float, seed: int = 0) -> Clips:
+    """The clips of randomly chosen speakers, as many as make up a `fraction` of all clips."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"the fraction must be between 0 and 1, not {fraction}")
+    speakers = sorted(set(clips.speakers))
+    random.Random(seed).shuffle(speakers)
+    size, chosen = Counter(clips.speakers), set()
+    while sum(size[s] for s in chosen) < fraction * len(clips):
+        chosen.add(speakers[len(chosen)])
+    return clips.take(torch.tensor([s in chosen for s in clips.speakers]))
+
+
+def curriculum(
+    words: Words,
+    epochs: Sequence[tuple[int, tuple[int, int]]],
+    labels: float = 1.0,
+    different: int = 8,
+    variation: WaveAugmentation | None = None,
+    first: int = 100,
+) -> list[Utterances]:
+    """A training set for each epoch: so many sequences of so many words, e.g. `[(1000, (1, 2)), (500, (3, 6))]`.
+
+    From the clips of a fraction `labels` of the training speakers. After `different` epochs of one kind the first
+    one's sequences come again, as the same object. `first` is the seed of the first epoch of each kind.
+    """
+    clips = fraction_of_speakers(words.train, labels)
+
+    @cache
+    def spoken(count: int, lengths: tuple[int, int], seed: int) -> Utterances:
+        drawn = draw_sequences(clips, count, seed, lengths)
+        return speak_sequences(clips, words.classes, drawn, seed, variation)
+
+    seen, sets = Counter(), []
+    for kind in epochs:
+        sets.append(spoken(*kind, first + seen[kind] % different))
+        seen[kind] += 1
+    return sets
 
 
 @dataclass(frozen=True)
@@ -107,10 +156,8 @@ class Recipe:
         varied = None
         if self.speed or self.noisy or self.microphone:
             noise = join_noises(words.train_noise).cpu()
-            varied = connected_words.WaveAugmentation(
-                self.speed, self.noisy, noise, self.microphone
-            )
-        return connected_words.curriculum(words, self.epochs, labels, self.different, varied, first)
+            varied = WaveAugmentation(self.speed, self.noisy, noise, self.microphone)
+        return curriculum(words, self.epochs, labels, self.different, varied, first)
 
     @property
     def settings(self) -> FineTuning:
@@ -255,7 +302,7 @@ def keep(
 def material(profile: str) -> tuple[Words, SpeechCorpus, RunLogger]:
     """The words, their sequences, and the day's table."""
     words = corpora.speech_commands("quick" if profile == "quick" else "study")
-    corpus = connected_words.connected_words(profile, words=words)
+    corpus = connected_words(profile, words=words)
     return words, corpus, RunLogger(9, profile, corpus.name, pick_device(), COLUMNS)
 
 
@@ -285,7 +332,7 @@ def cell(
         return  # trained before
     with run:
         recogniser, history = train(profile, init, labels, words, corpus, seed, run=run, bar=False)
-        heard = connected_words.fraction_of_speakers(words.train, labels).speakers
+        heard = fraction_of_speakers(words.train, labels).speakers
         run.log_metrics(**results(recogniser, history, heard))
         test(recogniser, corpus, run)
         if labels == 1.0:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench import asr as bench_asr
-from Day09_Wav2Vec2 import transcribe
+from Day09_Wav2Vec2 import finetune, transcribe
 from utils.metrics import bootstrap_ratio
 from utils.models import ctc
 from utils.models.ctc import Vocabulary, WordModel, beam_search, collapse
@@ -462,14 +462,12 @@ def test_another_microphone_colours_a_row_and_comes_again():
 
 def test_a_share_of_the_labels_is_a_share_of_the_speakers():
     words = sample_words()
-    some = connected_words.fraction_of_speakers(words.train, 0.3)
+    some = finetune.fraction_of_speakers(words.train, 0.3)
     assert 0.3 <= len(some) / len(words.train) < 0.34
     assert len(set(some.speakers)) == 12
-    corpus = connected_words.connected_words("quick", train=20, labels=0.3, words=words)
-    assert corpus.name == "sample-words-connected"
-    assert [len(p) for p in (corpus.train, corpus.validation, corpus.test)] == [6, 40, 40]
-    heard = {s for who in corpus.train.speakers for s in who.split("+")}
-    assert heard <= set(some.speakers)
+    sets = finetune.curriculum(words, [(20, (1, 2))], labels=0.3)
+    spoken = {s for who in sets[0].speakers for s in who.split("+")}
+    assert spoken <= set(some.speakers)
 
 
 def test_the_committed_sequences_are_of_the_parts_own_clips():
@@ -486,11 +484,11 @@ def test_the_committed_sequences_are_of_the_parts_own_clips():
 
 def test_a_curriculum_is_short_first_and_repeats_after_some_epochs():
     words = speech_commands("quick")
-    lessons = connected_words.curriculum(words, [(6, (1, 2))] * 3 + [(4, (3, 6))], different=2)
+    lessons = finetune.curriculum(words, [(6, (1, 2))] * 3 + [(4, (3, 6))], different=2)
     assert [len(lesson) for lesson in lessons] == [6, 6, 6, 4]
     assert lessons[0] is lessons[2]
     assert lessons[0].texts != lessons[1].texts
-    (other,) = connected_words.curriculum(words, [(6, (1, 2))], first=1000)
+    (other,) = finetune.curriculum(words, [(6, (1, 2))], first=1000)
     assert other.texts not in (lessons[0].texts, lessons[1].texts)
     counts = [[len(text.split()) for text in lesson.texts] for lesson in lessons]
     assert all(n in (1, 2) for n in counts[0] + counts[1])

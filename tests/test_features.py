@@ -317,7 +317,7 @@ def test_noise_segments_are_stretches_of_the_recording():
     out = noise_segments(long, 20, 100, gen())
     assert out.shape == (20, 100)
     assert torch.equal(out[:, 1:] - out[:, :-1], torch.ones(20, 99))
-    with pytest.raises(ValueError, match="are wanted"):
+    with pytest.raises(ValueError, match="are fewer"):
         noise_segments(long, 1, 1001, gen())
 
 
@@ -340,7 +340,7 @@ def test_noise_ends_where_the_band_of_the_speech_ends():
 
 def test_speed_changes_pitch_and_keeps_the_length():
     tone = torch.from_numpy(sine(1000)).expand(40, -1)
-    out = change_speed(tone, gen(3), most=0.2, groups=8)
+    out = change_speed(tone, gen(3), max_change=0.2, groups=8)
     assert out.shape == tone.shape
     peaks = torch.fft.rfft(out[:, :12000]).abs().argmax(1) * SAMPLE_RATE / 12000
     assert peaks.min() >= 790

@@ -1,4 +1,7 @@
-"""Augmentation of waves and spectrograms: shift, speed, microphone, noise, rooms, SpecAugment."""
+"""Augmentation of waves and spectrograms: shift, speed, microphone, noise, rooms, SpecAugment.
+
+Each works on a whole batch, on any device; the random numbers come from a CPU generator.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,13 @@ from torch.nn import functional as F
 
 from ..features import SAMPLE_RATE, fixed_length
 
-# --- augmentation: on the whole batch, random numbers from a CPU generator ---------------------------
 
-
-def time_shift(wave: Tensor, generator: torch.Generator, most: int) -> Tensor:
-    """Shift each wave of `(batch, time)` by up to `most` samples either way; zeros come in."""
-    if most <= 0:
+def time_shift(wave: Tensor, generator: torch.Generator, max_shift: int) -> Tensor:
+    """Shift each wave of `(batch, time)` by up to `max_shift` samples either way, filled with zeros."""
+    if max_shift <= 0:
         return wave
-    start = torch.randint(0, 2 * most + 1, (len(wave),), generator=generator)
-    every = F.pad(wave, (most, most)).unfold(1, wave.shape[1], 1)
+    start = torch.randint(0, 2 * max_shift + 1, (len(wave),), generator=generator)
+    every = F.pad(wave, (max_shift, max_shift)).unfold(1, wave.shape[1], 1)  # (batch, shifts, time)
     return every[torch.arange(len(wave)), start.to(wave.device)]
 
 
@@ -36,15 +37,15 @@ def play_at(wave: Tensor, speed: float) -> Tensor:
 
 
 def change_speed(
-    wave: Tensor, generator: torch.Generator, most: float = 0.15, groups: int = 4
+    wave: Tensor, generator: torch.Generator, max_change: float = 0.15, groups: int = 4
 ) -> Tensor:
-    """Play `(batch, time)` faster or slower by up to the share `most` (speed perturbation, Ko et al., 2015).
+    """Play `(batch, time)` faster or slower by up to `max_change`, a fraction (speed perturbation, Ko et al., 2015).
 
-    The batch is parted into `groups`, each with a factor of its own; see `play_at`.
+    The batch is divided into `groups`, each with its own factor; see `play_at`.
     """
-    if most <= 0:
+    if max_change <= 0:
         return wave
-    draws = 1 + most * (2 * torch.rand(groups, generator=generator) - 1)
+    draws = 1 + max_change * (2 * torch.rand(groups, generator=generator) - 1)
     pairs = zip(wave.tensor_split(groups), draws.tolist(), strict=True)
     return torch.cat([play_at(part, speed) for part, speed in pairs if len(part)])
 
@@ -56,21 +57,21 @@ def change_microphone(
     muffled: float = 0.3,
     sample_rate: int = SAMPLE_RATE,
 ) -> Tensor:
-    """Colour each of `(batch, time)` as another microphone would: a random smooth frequency response.
+    """Filter each of `(batch, time)` by a random smooth frequency response, as another microphone would.
 
-    Three cosines over the logarithm of the frequency (50 Hz to half the rate), each with a normal weight of
-    `deviation` dB; in a share `muffled` of the waves also a low pass, from 500 to 4000 Hz on, of 12 to 30 dB an
-    octave, 50 dB at most. No phase is turned. (0, 0) leaves the waves as they are.
+    Three cosines over the logarithm of the frequency (50 Hz to half the sample rate), each with a normal weight of
+    `deviation` dB; a fraction `muffled` of the waves also gets a low pass, from 500 to 4000 Hz on, of 12 to 30 dB
+    an octave, at most 50 dB. The phase stays. (0, 0) leaves the waves as they are.
     """
     if deviation <= 0 and muffled <= 0:
         return wave
     batch, length = wave.shape
-    hertz = torch.fft.rfftfreq(length, 1 / sample_rate).clamp(min=50.0)
-    place = torch.log(hertz / 50) / math.log(sample_rate / 2 / 50)
-    curves = torch.cos(math.pi * torch.arange(1, 4)[:, None] * place)
-    decibels = deviation * torch.randn(batch, 3, generator=generator) @ curves
-    edge, slope, chance = torch.rand(3, batch, 1, generator=generator)
-    octaves = torch.log2(hertz / (500 * 8**edge)).clamp(min=0)
+    hertz = torch.fft.rfftfreq(length, 1 / sample_rate).clamp(min=50.0)  # (bins,)
+    position = torch.log(hertz / 50) / math.log(sample_rate / 2 / 50)
+    curves = torch.cos(math.pi * torch.arange(1, 4)[:, None] * position)  # (3, bins)
+    decibels = deviation * torch.randn(batch, 3, generator=generator) @ curves  # (batch, bins)
+    edge, slope, chance = torch.rand(3, batch, 1, generator=generator)  # (batch, 1) each
+    octaves = torch.log2(hertz / (500 * 8**edge)).clamp(min=0)  # (batch, bins)
     low_pass = (-(12 + 18 * slope) * octaves).clamp(min=-50)
     decibels = decibels + (chance < muffled) * low_pass
     gain = (10 ** (decibels / 20)).to(wave.device)
@@ -87,25 +88,23 @@ def add_noise(wave: Tensor, noise: Tensor, snr_db: Tensor | float) -> Tensor:
     noise = noise.to(wave).expand_as(wave)
     speech_power = wave.square().mean(1, keepdim=True)
     noise_power = noise.square().mean(1, keepdim=True)
-    gain = ((speech_power / noise_power.clamp(min=1e-20)).sqrt() * 10 ** (-snr / 20)).masked_fill(
-        noise_power <= 0, 0
-    )
-    return wave + gain * noise
+    gain = (speech_power / noise_power.clamp(min=1e-20)).sqrt() * 10 ** (-snr / 20)  # (batch, 1)
+    return wave + gain.masked_fill(noise_power <= 0, 0) * noise
 
 
 def join_noises(noises: Mapping[str, Tensor]) -> Tensor:
-    """Recordings `(time,)` brought to one level and joined to one `(time,)`; nothing where there are none."""
+    """Recordings `(time,)` at one level, one after another: `(time,)`; empty where there are none."""
     parts = [n / n.square().mean().sqrt().clamp(min=1e-8) for n in noises.values()]
     return 0.1 * torch.cat(parts) if parts else torch.zeros(0)
 
 
 def noise_segments(noise: Tensor, batch: int, length: int, generator: torch.Generator) -> Tensor:
-    """`batch` random stretches of `length` samples from one long noise `(time,)`: `(batch, length)`.
+    """`batch` random segments of `length` samples from one long noise `(time,)`: `(batch, length)`.
 
     Raises ValueError when the noise is shorter than `length`.
     """
     if len(noise) < length:
-        raise ValueError(f"{len(noise)} samples of noise, {length} are wanted")
+        raise ValueError(f"{len(noise)} samples of noise are fewer than {length}")
     start = torch.randint(0, len(noise) - length + 1, (batch,), generator=generator)
     return torch.stack([noise[s : s + length] for s in start.tolist()])
 
@@ -117,22 +116,24 @@ def spec_augment(
     frequency: int = 12,
     masks: int = 2,
 ) -> Tensor:
-    """Hide `masks` bands of up to `frequency` channels and `masks` stretches of up to `time` frames each.
+    """SpecAugment without time warping (Park et al., 2019, arXiv:1904.08779) on `(batch, channels, frames)`.
 
-    `(batch, channels, frames)`; what is hidden becomes the mean of its clip (Park et al., 2019,
-    arXiv:1904.08779, without time warping).
+    `masks` bands of up to `frequency` channels and `masks` spans of up to `time` frames are set to the mean of
+    their clip.
     """
     batch, channels, frames = features.shape
-    hidden = torch.zeros(batch, channels, frames, dtype=torch.bool)
-    for size, most, axis in ((channels, frequency, 1), (frames, time, 2)):
-        position = torch.arange(size)[None]
-        for _ in range(masks if most > 0 else 0):
-            width = torch.randint(0, min(most, size) + 1, (batch, 1), generator=generator)
+    masked = torch.zeros(batch, channels, frames, dtype=torch.bool)
+    for size, max_width, axis in ((channels, frequency, 1), (frames, time, 2)):
+        position = torch.arange(size)[None]  # (1, size)
+        for _ in range(masks if max_width > 0 else 0):
+            width = torch.randint(0, min(max_width, size) + 1, (batch, 1), generator=generator)
             start = torch.rand(batch, 1, generator=generator) * (size - width + 1)
-            inside = (position >= start.floor()) & (position < start.floor() + width)
-            hidden |= inside.unsqueeze(3 - axis)
+            inside = (position >= start.floor()) & (
+                position < start.floor() + width
+            )  # (batch, size)
+            masked |= inside.unsqueeze(3 - axis)
     mean = features.mean((1, 2), keepdim=True)
-    return torch.where(hidden.to(features.device), mean, features)
+    return torch.where(masked.to(features.device), mean, features)
 
 
 def room_response(
@@ -149,9 +150,9 @@ def room_response(
     Raises ValueError for a time that is not positive.
     """
     if not (rt60 > 0).all():
-        raise ValueError(f"a reverberation time is longer than 0 s, not {rt60.min():g}")
+        raise ValueError(f"a reverberation time must be longer than 0 s, not {rt60.min():g}")
     t = torch.arange(round(seconds * sample_rate)) / sample_rate
-    response = torch.randn(len(rt60), len(t), generator=generator)
+    response = torch.randn(len(rt60), len(t), generator=generator)  # (batch, taps)
     response *= 10 ** (-3 * t / rt60[:, None])
     response[:, : round(0.0025 * sample_rate)] = 0
     energy = response.square().sum(1, keepdim=True)
@@ -161,12 +162,12 @@ def room_response(
 
 
 def reverberate(wave: Tensor, response: Tensor) -> Tensor:
-    """`(batch, time)` as heard in rooms `(batch, taps)`: convolved, cut to its length, its level kept.
+    """Convolve `(batch, time)` with impulse responses `(batch, taps)` or `(1, taps)`; length and level stay.
 
-    The direct sound stays where it was. Works on any device; `response` may also be `(1, taps)`.
+    The direct sound stays where it was.
     """
     size = wave.shape[1] + response.shape[1]
-    size = 1 << (size - 1).bit_length()  # a power of two: the FFT is quick
+    size = 1 << (size - 1).bit_length()  # a power of two, for a fast FFT
     spectrum = torch.fft.rfft(wave, size) * torch.fft.rfft(response.to(wave), size)
     wet = torch.fft.irfft(spectrum, size)[:, : wave.shape[1]]
     power = wave.square().sum(1, keepdim=True)
