@@ -18,12 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 BROWSERS = (
-    "chromium",
-    "chromium-browser",
-    "google-chrome",
-    "google-chrome-stable",
+    "chromium", "chromium-browser", "google-chrome", "google-chrome-stable",
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-)
+)  # fmt: skip
 
 
 class DashboardError(RuntimeError):

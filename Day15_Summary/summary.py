@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from utils import days
@@ -145,23 +145,12 @@ def of_day(day: days.Day, rows: Sequence[Row]) -> list[Row]:
                 out.append(_row(day, "also", metric, found, len(found)))
     for dataset in dict.fromkeys(dataset for _, dataset in heads):
         alike = [r for r in rows if r["dataset"] == dataset]
-        for role, choose in _OTHERS.items():
+        for role in ("baseline", "sweep"):
             others = [r for r in alike if r["role"] == role]
-            metric = choose(others, day.metric)
-            if metric:
-                count = len(numbers(others, metric))
+            metric = selection(others, day.metric) if role == "sweep" else day.metric
+            if count := len(numbers(others, metric)):
                 out.append(_row(day, role, metric, [best(others, metric)], count))
     return out
-
-
-def _baseline_metric(rows: Sequence[Row], metric: str) -> str:
-    return metric if numbers(rows, metric) else ""
-
-
-_OTHERS: dict[str, Callable[[Sequence[Row], str], str]] = {
-    "baseline": _baseline_metric,
-    "sweep": selection,
-}
 
 
 def derive() -> list[Row]:

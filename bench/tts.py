@@ -112,7 +112,7 @@ def speaking(device: torch.device, config: TacotronConfig) -> Claim:
         ours.generate(*args, every.d_vectors, threshold=1.0, max_frames=FRAMES)
 
     with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # random weights never stop: that is wanted here
+        warnings.simplefilter("ignore")  # random weights never stop, which is fine here
         theirs = BATCH * FRAMES * calls_per_second(lambda _: stock.infer(*args), device, 5)
         mine = BATCH * FRAMES * calls_per_second(generate, device, 5)
     what = f"synthesis mel frames/s, torchaudio's Tacotron2 of the same sizes (r = {config.r})"

@@ -40,12 +40,12 @@ def run(
 
     A day that fails does not stop the others. quick: into `runs/quick/`. study: the executed
     notebook takes the place of the one in the day folder when it went through. full: `runs/full/`.
-    With `resume`, a notebook that was killed goes on: finished runs are loaded, not trained again.
+    With `resume`, a notebook that was killed continues: finished runs are loaded, not trained again.
     `at_once` notebooks share the cores; by default two in quick and one else, where seconds are published.
     Raises ValueError for a day that is not here, and for `at_once` below 1.
     """
-    wanted = [days.get(n) for n in numbers] if numbers else days.existing()
-    missing = [d.name for d in wanted if not d.notebook.exists()]
+    chosen = [days.get(n) for n in numbers] if numbers else days.existing()
+    missing = [d.name for d in chosen if not d.notebook.exists()]
     if missing:
         raise ValueError(f"not in this repository yet: {', '.join(missing)}")
     if at_once is None:
@@ -55,8 +55,8 @@ def run(
     quiet_jupyter()
     began, outcomes = time.perf_counter(), []
     one = execute_resuming if resume else execute
-    with tqdm(total=len(wanted), unit="day", desc=f"{profile} profile") as bar:
-        for outcome in execute_all(wanted, profile, at_once, one):
+    with tqdm(total=len(chosen), unit="day", desc=f"{profile} profile") as bar:
+        for outcome in execute_all(chosen, profile, at_once, one):
             outcomes.append(outcome)
             bar.set_postfix_str(f"{outcome.day.name} {outcome.status}")
             bar.update()
@@ -76,17 +76,17 @@ def usual(profile: str) -> int:
 
 
 def execute_all(
-    wanted: list[days.Day], profile: str, at_once: int, one: Callable[[days.Day, str], Outcome]
+    chosen: list[days.Day], profile: str, at_once: int, one: Callable[[days.Day, str], Outcome]
 ) -> Iterator[Outcome]:
     """What `one(day, profile)` gives for each day, as it ends: `at_once` processes share the cores evenly.
 
     A day waits for those that it reads. With one at a time they are executed in this process, in order.
     """
-    if min(at_once, len(wanted)) < 2:
-        yield from (one(day, profile) for day in wanted)
+    if min(at_once, len(chosen)) < 2:
+        yield from (one(day, profile) for day in chosen)
         return
     pool = processes(at_once)
-    waiting, running = list(wanted), {}
+    waiting, running = list(chosen), {}
     try:
         while waiting or running:
             ahead = {d.number for d in [*waiting, *running.values()]}
