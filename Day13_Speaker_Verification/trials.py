@@ -103,16 +103,17 @@ def calibrate(scores: ArrayLike, same: ArrayLike) -> Calibration:
     Both kinds of trials have the same total weight, whatever their numbers. Platt's soft labels,
     (n + 1) / (n + 2) and 1 / (n + 2), keep the odds finite where the scores do not overlap.
     """
-    threshold, rate = reversed(eer(scores, same))
-    x, y, weights = [], [], []
-    for kind, part in zip((1, 0), split_scores(scores, same), strict=True):
-        n = len(part)
-        for label, label_weight in ((kind, (n + 1) / (n + 2)), (1 - kind, 1 / (n + 2))):
-            x.append(part)
-            y.append(np.full(n, label))
-            weights.append(np.full(n, label_weight / n))
-    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-9)
-    model.fit(np.concatenate(x)[:, None], np.concatenate(y), np.concatenate(weights))
+    target, other = split_scores(scores, same)
+    x = np.concatenate([target, other])[:, None]
+    sizes = [len(target), len(other)]
+    label, n = np.repeat([1, 0], sizes), np.repeat(sizes, sizes)
+    # each trial twice, with its own label and with the other, weighted by the soft label
+    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-9).fit(
+        np.concatenate([x, x]),
+        np.concatenate([label, 1 - label]),
+        np.concatenate([(n + 1) / (n + 2), 1 / (n + 2)]) / np.concatenate([n, n]),
+    )
+    rate, threshold = eer(scores, same)
     return Calibration(threshold, float(model.coef_[0, 0]), float(model.intercept_[0]), rate)
 
 

@@ -58,15 +58,13 @@ class Verdict:
         return self.score >= self.threshold
 
     @property
-    def sure(self) -> float:
+    def confidence(self) -> float:
         """Probability of the decision that was taken."""
         return self.probability if self.same else 1 - self.probability
 
     def __str__(self) -> str:
         who = "the same speaker" if self.same else "different speakers"
-        line = (
-            f"{who}, {self.sure:.0%} sure (cosine {self.score:.3f}, threshold {self.threshold:.3f})"
-        )
+        line = f"{who}, {self.confidence:.0%} sure (cosine {self.score:.3f}, threshold {self.threshold:.3f})"
         return "\n".join([line, *(f"  but: {w}" for w in self.warnings)])
 
 

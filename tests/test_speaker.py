@@ -419,11 +419,11 @@ def test_verify_says_who_and_how_sure(dvector, calibration, sentences):
     mine, other = by_voice(sentences, ONE), by_voice(sentences, OTHER)
     same = verify(dvector, calibration, mine[0], mine[1])
     assert same.same
-    assert same.sure > 0.5
+    assert same.confidence > 0.5
     assert "the same speaker" in str(same)
     different = verify(dvector, calibration, mine[0], other[0])
     assert not different.same
-    assert different.sure > 0.5
+    assert different.confidence > 0.5
     assert different.probability < same.probability
     assert different.threshold == calibration.threshold
 
