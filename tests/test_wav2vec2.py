@@ -656,13 +656,11 @@ def test_the_command_pretrains_and_the_sweep_fine_tunes(tmp_path, monkeypatch, c
     assert len(row["val_curve"].split()) == len(row["loss_curve"].split()) == 2
 
 
-def test_the_benchmark_trains_the_same_network_on_both_sides(monkeypatch, capsys):
+def test_the_benchmark_trains_the_same_network_on_both_sides(monkeypatch):
     from bench import asr as bench
 
     monkeypatch.setattr(bench, "small_config", tiny_config)
     some = spoken("AB", "CAB A", "BA", "A BA C")
-    bench.padding(some.lengths)
-    assert capsys.readouterr().out.count("padding in") == 2
     found = bench.claims(torch.device("cpu"), some, least=0.01)
     assert len(found) >= 3
     assert all(c.stock > 0 and c.ours > 0 for c in found)

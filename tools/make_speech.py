@@ -14,7 +14,7 @@ import itertools
 import random
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,63 +24,50 @@ from utils.features import SAMPLE_RATE, read_audio
 
 HERE = Path(__file__).parent.parent / "utils" / "sample"
 
-WORDS = (
-    "right", "one", "go", "zero", "up", "down", "left", "five", "eight", "yes", "no", "stop",
-)  # fmt: skip
-
+WORDS = ["right", "one", "go", "zero", "up", "down", "left", "five", "eight", "yes", "no", "stop"]
 GAP = 800  # samples of silence between two clips of the file: 50 ms
+Command = Callable[[str, str], list[str]]
+"""From a text and a file to a program and its arguments."""
 
 
-@dataclass(frozen=True)
-class Voice:
-    """One synthetic speaker: a program, its voice, pitch in Hz (flite) or 0..99 (espeak), and tempo."""
-
-    program: str
-    voice: str
-    pitch: int
-    tempo: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.program}-{self.voice}-{self.pitch}".replace("+", "-")
-
-    def say(self, text: str) -> np.ndarray:
-        """The text as mono float32 at 16 kHz, without the silence around it."""
-        with tempfile.TemporaryDirectory() as scratch:
-            wav = Path(scratch) / "said.wav"
-            if self.program == "flite":
-                command = ["flite", "-voice", self.voice, "-t", text, "-o", str(wav)]
-                command += ["--setf", f"int_f0_target_mean={self.pitch}"]
-                command += ["--setf", f"duration_stretch={1 / self.tempo}"]
-            else:
-                command = ["espeak-ng", "-v", self.voice, "-p", str(self.pitch)]
-                command += ["-s", str(round(160 * self.tempo)), "-w", str(wav), text]
-            subprocess.run(command, check=True, capture_output=True)
-            return trimmed(read_audio(wav).numpy())
+def flite(voice: str, hertz: int, tempo: float) -> tuple[str, Command]:
+    """A voice of flite: its name and how to call it."""
+    how = ["flite", "-voice", voice, "--setf", f"int_f0_target_mean={hertz}"]
+    how += ["--setf", f"duration_stretch={1 / tempo}"]
+    return f"flite-{voice}-{hertz}", lambda text, wav: [*how, "-t", text, "-o", wav]
 
 
-def voices() -> list[Voice]:
+def espeak(voice: str, pitch: int, tempo: float) -> tuple[str, Command]:
+    """A voice of espeak-ng: its name and how to call it; `pitch` from 0 to 99."""
+    how = ["espeak-ng", "-v", voice, "-p", str(pitch), "-s", str(round(160 * tempo))]
+    name = f"espeak-{voice}-{pitch}".replace("+", "-")
+    return name, lambda text, wav: [*how, "-w", wav, text]
+
+
+def voices() -> list[tuple[str, Command]]:
     """54 voices, in an order that mixes programs, sexes and accents."""
-    flite = [
-        Voice("flite", name, pitch, tempo)
-        for name, pitches in (
-            ("rms", (75, 95, 120)),
-            ("awb", (95, 120, 145)),
-            ("kal16", (80, 105, 130)),
-            ("slt", (150, 180, 215)),
-        )
-        for pitch, tempo in zip(pitches, (0.92, 1.0, 1.1), strict=True)
-    ]
+    hertz = {
+        "rms": (75, 95, 120),
+        "awb": (95, 120, 145),
+        "kal16": (80, 105, 130),
+        "slt": (150, 180, 215),
+    }
+    tempos = (0.92, 1.0, 1.1)
+    mixed = [flite(v, f, t) for v, fs in hertz.items() for f, t in zip(fs, tempos, strict=True)]
     accents = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-gb-x-gbclan")
-    kinds = ("m1", "m3", "m4", "m7", "f1", "f2", "f4")
-    pairs = list(itertools.product(kinds, accents))
-    espeak = [
-        Voice("espeak", f"{accent}+{kind}", 30 + 7 * (i % 6), 0.9 + 0.05 * (i % 5))
-        for i, (kind, accent) in enumerate(pairs)
-    ]
-    mixed = [*flite, *espeak]
+    pairs = itertools.product(("m1", "m3", "m4", "m7", "f1", "f2", "f4"), accents)
+    for i, (kind, accent) in enumerate(pairs):
+        mixed.append(espeak(f"{accent}+{kind}", 30 + 7 * (i % 6), 0.9 + 0.05 * (i % 5)))
     random.Random(0).shuffle(mixed)
     return mixed
+
+
+def say(command: Command, text: str) -> np.ndarray:
+    """The text as mono float32 at 16 kHz, without the silence around it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        wav = f"{scratch}/said.wav"
+        subprocess.run(command(text, wav), check=True, capture_output=True)
+        return trimmed(read_audio(wav).numpy())
 
 
 def sentences(count: int) -> list[str]:
@@ -110,9 +97,8 @@ def write(stem: str, clips: list[tuple[str, str, np.ndarray]]) -> None:
         pieces += [wave, np.zeros(GAP, np.float32)]
         at += len(wave) + GAP
     whole = np.concatenate(pieces).astype(np.float32)
-    with soundfile.SoundFile(
-        HERE / f"{stem}.ogg", "w", SAMPLE_RATE, 1, "VORBIS", compression_level=0.7
-    ) as f:
+    how = {"samplerate": SAMPLE_RATE, "channels": 1, "subtype": "VORBIS", "compression_level": 0.7}
+    with soundfile.SoundFile(HERE / f"{stem}.ogg", "w", **how) as f:
         for start in range(0, len(whole), SAMPLE_RATE):  # libsndfile chokes on one long write
             f.write(whole[start : start + SAMPLE_RATE])
     with open(HERE / f"{stem}.csv", "w", encoding="utf-8", newline="") as f:
@@ -125,10 +111,9 @@ def write(stem: str, clips: list[tuple[str, str, np.ndarray]]) -> None:
 
 def main() -> None:
     everyone = voices()
-    write("words", [(w, v.name, v.say(w)) for v in everyone for w in WORDS])
-    some = everyone[:15]
-    texts = sentences(150)
-    write("sentences", [(t, some[i % 15].name, some[i % 15].say(t)) for i, t in enumerate(texts)])
+    write("words", [(w, name, say(command, w)) for name, command in everyone for w in WORDS])
+    turns = zip(sentences(150), itertools.cycle(everyone[:15]), strict=False)
+    write("sentences", [(t, name, say(command, t)) for t, (name, command) in turns])
 
 
 if __name__ == "__main__":
