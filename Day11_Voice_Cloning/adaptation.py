@@ -23,7 +23,8 @@ from utils.models.tacotron2 import SynthesisOutput, Tacotron2, length_mask
 from utils.models.tts_mel import SynthesisMel
 
 from . import durations
-from .fastspeech_loss import FastSpeechBatch, fastspeech_losses
+from .durations import FastSpeechBatch
+from .train import fastspeech_losses
 
 PACES = 0.8, 1.25
 """Limits of the pace of a recording: it is clipped, because one sentence is a noisy estimate."""

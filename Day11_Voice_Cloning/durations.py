@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +20,6 @@ from utils.models.tacotron2 import Tacotron2, length_mask, speech_steps
 from utils.models.tts import TTSDataset, repeatable
 from utils.models.tts_mel import MelSettings, trim_silence
 
-from .fastspeech_loss import FastSpeechBatch
-
 PITCH = math.log(160.0), 0.2
 """Mean and deviation of log pitch (Hz), fixed so that every set of speakers has the same scale."""
 
@@ -29,6 +28,18 @@ PITCH_RANGE = 60, 400
 
 VOICED = 0.3
 """A frame is voiced when its lower mels (100 to 1000 Hz) are loud, and by this much louder than the upper ones."""
+
+
+class FastSpeechBatch(NamedTuple):
+    """A `TextBatch` with durations `(batch, letters)` in frames and prosody `(batch, letters, 3)`."""
+
+    text: Tensor
+    text_lengths: Tensor
+    d_vectors: Tensor
+    mel: Tensor
+    mel_lengths: Tensor
+    durations: Tensor
+    prosody: Tensor
 
 
 @dataclass

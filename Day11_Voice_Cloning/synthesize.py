@@ -30,7 +30,7 @@ from utils.models.fastspeech import FastSpeech
 from utils.models.ge2e import DVector, pretrained_dvector
 from utils.models.tacotron2 import SynthesisOutput, Tacotron2
 from utils.models.tts import Vocoder
-from utils.models.tts_mel import LIBRISPEECH, SynthesisMel, trim_silence
+from utils.models.tts_mel import LIBRISPEECH_MEL, SynthesisMel, trim_silence
 from utils.models.tts_text import encode
 from utils.sources.catalogue import SPLITS
 from utils.sources.download import DataError
@@ -220,7 +220,7 @@ def networks(profile: str, device: torch.device | str = "cpu") -> Networks:
     for part in train.PARTS:
         path = train.trained_weights(part, profile)
         loaded[part], cards[part] = train.load_network(path, device)
-    mel = SynthesisMel(LIBRISPEECH).to(device)
+    mel = SynthesisMel(LIBRISPEECH_MEL).to(device)
     griffin_lim = partial(mel.griffin_lim, iterations=GRIFFIN_LIM[profile])
     vocoders = {"griffin_lim": griffin_lim, "waveglow": loaded.pop("vocoder").decode}
     return Networks(loaded, vocoders, mel, cards, ADAPTING[profile])

@@ -21,23 +21,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from utils import days, training
 from utils.device import pick_device, seed_everything
 from utils.features import SAMPLE_RATE
 from utils.logger import RunLogger
-from utils.models import tts
+from utils.models import fastspeech, tts
 from utils.models.fastspeech import FastSpeech, FastSpeechConfig
-from utils.models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss
+from utils.models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss, length_mask
 from utils.models.tts import AlignmentMonitor, LengthBatches, Segments, TTSDataset
-from utils.models.tts_mel import LIBRISPEECH, SynthesisMel
+from utils.models.tts_mel import LIBRISPEECH_MEL, SynthesisMel
 from utils.speech import corpora
 from utils.speech.corpora import Utterances
 from utils.training import History, count_parameters, load_weights, save_weights
 
 from . import durations
-from .fastspeech_loss import FastSpeechBatch, FastSpeechLoss, measure_liveliness
 from .waveglow import WaveGlow, WaveGlowConfig, WaveGlowLoss
 
 PARTS = ("kathleen", "voices", "vocoder", "parallel")
@@ -215,6 +214,57 @@ def load_network(path: Path, device: torch.device | str = "cpu") -> tuple[Networ
     return model.to(device).eval(), card
 
 
+# --- loss of the parallel synthesizer -----------------------------------------------------------------
+
+
+@torch.no_grad()
+def measure_liveliness(
+    model: FastSpeech, batch: durations.FastSpeechBatch, most: float = 1.5
+) -> None:
+    """Set the factors of `compensate_global_variance`: deviation of each mel channel in recordings relative to the
+    model's own output.
+
+    The mean over the sentences of `batch`, at most `most`, because the lowest channels are mostly noise.
+    """
+    own = model.generate(*batch[:3])
+    _, mine = fastspeech.channel_statistics(own.before, own.lengths)
+    _, true = fastspeech.channel_statistics(batch.mel, batch.mel_lengths)
+    factors = true.mean(0) / mine.mean(0).clamp(min=1e-6)
+    model.liveliness.copy_(factors.squeeze(1).clamp(max=most))
+
+
+def fastspeech_losses(
+    out: fastspeech.FastSpeechOutput, batch: durations.FastSpeechBatch
+) -> dict[str, Tensor]:
+    """The terms of the loss, each a scalar without padding: `mel` (squared plus absolute error), `duration`
+    (squared error of log(1 + frames)), `prosody` (squared error)."""
+    frames = length_mask(batch.mel_lengths, out.mel.shape[2])[:, None]
+    error = (out.mel - batch.mel) * frames
+    mel = (error.square() + error.abs()).sum() / (frames.sum() * out.mel.shape[1])
+    letters = length_mask(batch.text_lengths, batch.text.shape[1])
+    duration = (out.log_durations - batch.durations.log1p()).square()  # (batch, letters)
+    prosody = (out.prosody - batch.prosody).square().mean(2)
+    parts = {"duration": duration, "prosody": prosody}
+    return {"mel": mel} | {k: (v * letters).sum() / letters.sum() for k, v in parts.items()}
+
+
+class FastSpeechLoss(nn.Module):
+    """The model with its loss: a `FastSpeechBatch` in, a scalar out, as `training.fit` needs it."""
+
+    def __init__(self, model: FastSpeech, duration: float = 0.5, prosody: float = 0.3) -> None:
+        super().__init__()
+        self.model, self.weights = model, {"duration": duration, "prosody": prosody}
+
+    def parts(self, batch: durations.FastSpeechBatch) -> dict[str, Tensor]:
+        """The terms of the loss; `total` is what `forward` returns."""
+        parts = fastspeech_losses(self.model(*batch), batch)
+        total = parts["mel"] + sum(w * parts[k] for k, w in self.weights.items())
+        return {"total": total, **parts}
+
+    def forward(self, batch: durations.FastSpeechBatch) -> Tensor:
+        return self.parts(batch)["total"]
+
+
 # --- setting up ---------------------------------------------------------------------------------------
 
 
@@ -259,7 +309,7 @@ def _batches(
 
 def _about(what: str, name: str, data: TTSDataset, begun_from: str) -> dict[str, Any]:
     """What the card of a synthesizer says of its data."""
-    hours = int(data.mel_lengths.sum()) / LIBRISPEECH.frames_per_second / 3600
+    hours = int(data.mel_lengths.sum()) / LIBRISPEECH_MEL.frames_per_second / 3600
     about = {"data": name, "sentences": len(data), "hours": round(hours, 2)}
     return {"what": f"{what} conditioned on d-vectors", **about, "begun_from": begun_from}
 
@@ -267,7 +317,7 @@ def _about(what: str, name: str, data: TTSDataset, begun_from: str) -> dict[str,
 def _setup_synthesizer(part: str, profile: str, seed: int) -> TrainingSetup:
     settings, config, device = synthesis(part, profile), SIZES[profile], pick_device()
     name, train_sets, held_out = sets_of(part, profile)
-    mel = SynthesisMel(LIBRISPEECH).to(device)
+    mel = SynthesisMel(LIBRISPEECH_MEL).to(device)
     data = tts.make_dataset(train_sets, mel, settings.longest, settings.most)
     seen = tts.make_dataset([held_out], mel, settings.longest, settings.most)
     seen = seen.batch(range(min(16, len(seen))), config.r)
@@ -288,7 +338,7 @@ def _setup_synthesizer(part: str, profile: str, seed: int) -> TrainingSetup:
 def _setup_vocoder(part: str, profile: str, seed: int) -> TrainingSetup:
     settings, config, device = VOCODING[profile], GLOWS[profile], pick_device()
     name, train_sets, held_out = sets_of(part, profile)
-    mel = SynthesisMel(LIBRISPEECH).to(device)
+    mel = SynthesisMel(LIBRISPEECH_MEL).to(device)
     segments = partial(Segments, mel=mel, batch_size=settings.batch_size, frames=settings.frames)
     sounds = [w for s in train_sets for w in tts.waves_at(s)]
     batches = segments(sounds, steps=settings.every, seed=seed)
@@ -307,7 +357,7 @@ def _setup_vocoder(part: str, profile: str, seed: int) -> TrainingSetup:
 
 
 @torch.no_grad()
-def validate_parallel(loss: FastSpeechLoss, batch: FastSpeechBatch) -> dict[str, float]:
+def validate_parallel(loss: FastSpeechLoss, batch: durations.FastSpeechBatch) -> dict[str, float]:
     """The loss and its terms on held-out sentences with true durations and prosody, and `free_length`: the mean
     length with predicted durations as a fraction of the true one."""
     with tts.evaluating(loss):
@@ -322,7 +372,7 @@ def _setup_parallel(part: str, profile: str, seed: int) -> TrainingSetup:
     name, train_sets, held_out = sets_of(part, profile)
     first = trained_weights("kathleen", profile)
     teacher, _ = load_network(first, device)
-    mel = SynthesisMel(LIBRISPEECH).to(device)
+    mel = SynthesisMel(LIBRISPEECH_MEL).to(device)
     data = timed_utterances(train_sets, mel, settings, teacher)
     seen = timed_utterances([held_out], mel, settings, teacher)
     seen = seen.batch(range(len(seen)))

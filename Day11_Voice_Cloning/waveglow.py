@@ -76,7 +76,7 @@ class SmallWaveNet(nn.Module):
         conditions = self.condition(frames).chunk(len(self.dilated), 1)
         layers = zip(self.dilated, self.mix, conditions, strict=True)
         for dilated, mix, condition in layers:
-            gate, value = (dilated(x) + spread(condition, size)).chunk(2, 1)
+            gate, value = (dilated(x) + upsample(condition, size)).chunk(2, 1)
             out = mix(gate.sigmoid() * value.tanh())
             if out.shape[1] > x.shape[1]:
                 out, more = out.chunk(2, 1)
@@ -86,7 +86,7 @@ class SmallWaveNet(nn.Module):
         return log_s.to(dtype), t.to(dtype)
 
 
-def spread(frames: Tensor, size: int) -> Tensor:
+def upsample(frames: Tensor, size: int) -> Tensor:
     """Linear upsampling of frames `(batch, channels, n + 1)` to `size` points; frame t is at `t * size / n`."""
     x = F.interpolate(frames, size + 1, mode="linear", align_corners=True)
     return x[:, :, :-1]

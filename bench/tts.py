@@ -22,8 +22,8 @@ from Day11_Voice_Cloning.train import GLOWS
 from Day11_Voice_Cloning.waveglow import WaveGlow, WaveGlowConfig
 from utils.device import autocast, pick_device, seed_everything
 from utils.models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss
-from utils.models.tts import TTSDataset, capture
-from utils.models.tts_mel import KATHLEEN, SILENCE, SynthesisMel
+from utils.models.tts import TTSDataset, capture_cuda_graph
+from utils.models.tts_mel import KATHLEEN_MEL, SILENCE, SynthesisMel
 from utils.training import count_parameters
 
 from .claims import Claim
@@ -69,7 +69,7 @@ def training(device: torch.device, config: TacotronConfig) -> Claim:
     stock = stock_tacotron(config, FRAMES).to(device)
     ours = TacotronLoss(Tacotron2(config)).to(device)
     if device.type == "cuda":
-        capture(ours, batch)
+        capture_cuda_graph(ours, batch)
 
     def step(model: torch.nn.Module, loss: Callable[[], Tensor]) -> Callable[[int], None]:
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
@@ -126,7 +126,7 @@ def vocoders(
 
     WaveGlow, in the `sizes` that Day 11 trains, has no stock of its kind to be compared with.
     """
-    s, front = KATHLEEN, SynthesisMel().to(device)
+    s, front = KATHLEEN_MEL, SynthesisMel().to(device)
     g = torch.Generator().manual_seed(0)
     waves = 0.1 * torch.randn(WAVES, round(SECONDS * s.sample_rate), generator=g)
     mel = front(waves.to(device))

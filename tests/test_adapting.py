@@ -7,11 +7,11 @@ import torch
 
 from Day11_Voice_Cloning import adaptation, synthesize
 from Day11_Voice_Cloning.adaptation import Adapting
-from Day11_Voice_Cloning.fastspeech_loss import fastspeech_losses
+from Day11_Voice_Cloning.train import fastspeech_losses
 from utils.features import SAMPLE_RATE
 from utils.models.fastspeech import FastSpeech, FastSpeechConfig
 from utils.models.tacotron2 import Tacotron2, TacotronConfig
-from utils.models.tts_mel import LIBRISPEECH, SILENCE, SynthesisMel
+from utils.models.tts_mel import LIBRISPEECH_MEL, SILENCE, SynthesisMel
 from utils.models.tts_text import TextError
 
 SIZES = {"encoder": 16, "speaker": 4}
@@ -42,7 +42,7 @@ def wave():
 @pytest.fixture(scope="module")
 def recording(teacher, wave):
     voice = torch.nn.functional.normalize(torch.ones(256), dim=0)
-    mel = SynthesisMel(LIBRISPEECH)
+    mel = SynthesisMel(LIBRISPEECH_MEL)
     return adaptation.timed_recording(wave, "Hello there.", voice, mel, teacher)
 
 
@@ -152,7 +152,7 @@ def test_frames_are_compared_without_level_and_colour():
 def test_a_learned_voice_speaks_and_refuses(model, teacher, wave):
     voice = torch.nn.functional.normalize(torch.ones(256), dim=0)
     speakers = {"parallel": model, "voices": teacher}
-    mel = SynthesisMel(LIBRISPEECH)
+    mel = SynthesisMel(LIBRISPEECH_MEL)
     nets = synthesize.Networks(speakers, {}, mel, {}, Adapting(steps=2))
     learned = synthesize.learn_voice(nets, wave, "Hello.", voice)
     speech = learned.say("Good morning.")

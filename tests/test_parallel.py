@@ -10,11 +10,7 @@ import torch
 from Day11_Voice_Cloning import durations as day11_durations
 from Day11_Voice_Cloning import train
 from Day11_Voice_Cloning.durations import PITCH, TimedUtterances
-from Day11_Voice_Cloning.fastspeech_loss import (
-    FastSpeechLoss,
-    fastspeech_losses,
-    measure_liveliness,
-)
+from Day11_Voice_Cloning.train import FastSpeechLoss, fastspeech_losses, measure_liveliness
 from utils.models import tts
 from utils.models.fastspeech import (
     FastSpeech,
@@ -23,7 +19,7 @@ from utils.models.fastspeech import (
     length_regulate,
 )
 from utils.models.tacotron2 import Tacotron2, TacotronConfig
-from utils.models.tts_mel import LIBRISPEECH, SILENCE
+from utils.models.tts_mel import LIBRISPEECH_MEL, SILENCE
 from utils.models.tts_text import SYMBOLS
 from utils.training import Diverged
 
@@ -141,10 +137,10 @@ def test_durations_are_the_attention_summed_over_time():
 
 
 def test_pitch_of_a_tone_and_prosody_of_letters():
-    rate, hertz = LIBRISPEECH.sample_rate, 200.0
+    rate, hertz = LIBRISPEECH_MEL.sample_rate, 200.0
     t = torch.arange(rate) / rate
     wave = sum(torch.sin(2 * math.pi * k * hertz * t) / k for k in (1, 2, 3)) / 4
-    pitch = day11_durations.frame_pitch(wave, LIBRISPEECH, 63)
+    pitch = day11_durations.frame_pitch(wave, LIBRISPEECH_MEL, 63)
     assert pitch.shape == (63,)
     assert (pitch[5:-5] / hertz - 1).abs().max() < 0.02
     # two letters of 3 and 2 frames: the first loud below and quiet above, the second the other way round

@@ -33,7 +33,7 @@ from utils.models.tacotron2 import (
     steps_to_alignment,
 )
 from utils.models.tts import AlignmentMonitor, LengthBatches, TTSDataset
-from utils.models.tts_mel import KATHLEEN, SILENCE, MelSettings, SynthesisMel
+from utils.models.tts_mel import KATHLEEN_MEL, SILENCE, MelSettings, SynthesisMel
 from utils.models.tts_text import SYMBOLS, encode_batch
 from utils.speech.corpora import Utterances
 from utils.speech.pack import to_int16
@@ -400,7 +400,7 @@ def test_mixed_precision_gives_nearly_the_same_loss():
 def test_a_captured_step_wants_cuda():
     batch = sentences().batch([0, 1], 2)
     with pytest.raises(ValueError, match="CUDA graphs need a CUDA device"):
-        tts.capture(TacotronLoss(model()), batch)
+        tts.capture_cuda_graph(TacotronLoss(model()), batch)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -410,7 +410,7 @@ def test_a_captured_step_gives_the_same_gradients():
     eager, graphed = (TacotronLoss(model().to(device)) for _ in range(2))
     batches = LengthBatches(every, 4, 2, buckets=1)
     first, second = (batch for batch, _ in batches.epoch(0))
-    tts.capture(graphed, first, mixed=False)
+    tts.capture_cuda_graph(graphed, first, mixed=False)
     for batch in (second, first):
         for loss in (eager, graphed):
             loss.zero_grad(set_to_none=True)
@@ -507,14 +507,14 @@ def test_a_trial_leaves_a_row_and_its_alignment(tmp_path, monkeypatch):
 
 
 def test_held_out_sentences_keep_their_rate_and_their_d_vector_is_of_16_khz():
-    rate = KATHLEEN.sample_rate
+    rate = KATHLEEN_MEL.sample_rate
     t = torch.arange(rate) / rate
     tones = [0.1 * torch.sin(2 * torch.pi * f * t) for f in (200, 300)]
     waves = [to_int16(w) for w in tones]
     spoken = Utterances.of(waves, ["One.", "Two."], ["a", "b"], rate=rate)
-    part, recordings = search.held_out(spoken, SynthesisMel(KATHLEEN), 4.0, most=1)
+    part, recordings = search.held_out(spoken, SynthesisMel(KATHLEEN_MEL), 4.0, most=1)
     assert part.numbers == [0, 1]
-    assert part.mel_lengths.tolist() == [1 + len(tones[0]) // KATHLEEN.hop] * 2
+    assert part.mel_lengths.tolist() == [1 + len(tones[0]) // KATHLEEN_MEL.hop] * 2
     assert [len(w) for w in recordings] == [rate]
     low = [resample(spoken.sound(i), rate) for i in range(2)]
     torch.testing.assert_close(part.d_vectors, pretrained_dvector().embed(low))

@@ -18,8 +18,8 @@ from utils.features import AudioError, LogMel, to_level
 from utils.models import tts
 from utils.models.tacotron2 import Tacotron2, TacotronConfig
 from utils.models.tts_mel import (
-    KATHLEEN,
-    LIBRISPEECH,
+    KATHLEEN_MEL,
+    LIBRISPEECH_MEL,
     SILENCE,
     MelSettings,
     SynthesisMel,
@@ -37,7 +37,7 @@ from utils.models.tts_text import (
     ordinal,
 )
 
-RATE = KATHLEEN.sample_rate
+RATE = KATHLEEN_MEL.sample_rate
 
 # --- text ---------------------------------------------------------------------------
 
@@ -141,7 +141,7 @@ def chirp(seconds: float = 0.6, rate: int = RATE) -> torch.Tensor:
     return 0.1 * tone * (1.1 + torch.sin(2 * math.pi * 4 * t))
 
 
-@pytest.mark.parametrize("settings", [KATHLEEN, LIBRISPEECH])
+@pytest.mark.parametrize("settings", [KATHLEEN_MEL, LIBRISPEECH_MEL])
 def test_mel_is_the_log_mel_of_features_scaled(settings):
     wave = chirp(0.3, settings.sample_rate)
     mel = SynthesisMel(settings)(wave[None])

@@ -13,7 +13,7 @@ from Day11_Voice_Cloning.waveglow import (
     WaveGlow,
     WaveGlowConfig,
     WaveGlowLoss,
-    spread,
+    upsample,
 )
 from utils.models import tts
 from utils.models.tts import Segments
@@ -82,7 +82,7 @@ def test_mixing_is_a_rotation_at_first():
 
 
 def test_frames_lie_where_their_windows_are():
-    points = spread(torch.tensor([[[0.0, 4.0, 0.0]]]), 8)
+    points = upsample(torch.tensor([[[0.0, 4.0, 0.0]]]), 8)
     assert points[0, 0].tolist() == [0, 1, 2, 3, 4, 3, 2, 1]
 
 

@@ -1,7 +1,7 @@
 """Data, training, validation and synthesis for Days 11 and 12.
 
 The loop is `training.fit`: a synthesizer or a vocoder is wrapped in a module that returns its loss, and each batch
-holds all of its inputs. On a GPU the step can be captured as a CUDA graph (`capture`).
+holds all of its inputs. On a GPU the step can be captured as a CUDA graph (`capture_cuda_graph`).
 """
 
 from __future__ import annotations
@@ -192,8 +192,8 @@ class LengthBatches:
     """Batches of sentences of similar length; all batches of a bucket are padded to the same shape.
 
     The sentences are sorted by length and split into `buckets`; each batch is drawn from one bucket, in random
-    order. `buckets=1` gives a single shape, as `capture` needs it. The batches of an epoch depend only on
-    `seed` and its number; `steps` sets its length (by default one pass). Raises ValueError when a bucket
+    order. `buckets=1` gives a single shape, as `capture_cuda_graph` needs it. The batches of an epoch depend
+    only on `seed` and its number; `steps` sets its length (by default one pass). Raises ValueError when a bucket
     has fewer sentences than a batch.
     """
 
@@ -296,7 +296,7 @@ class Segments:
 # --- training -----------------------------------------------------------------------------------------
 
 
-def capture(loss: nn.Module, batch: Any, mixed: bool = True) -> None:
+def capture_cuda_graph(loss: nn.Module, batch: Any, mixed: bool = True) -> None:
     """Capture the forward and backward pass of `loss` as CUDA graphs, which training then replays.
 
     Starting the hundreds of small kernels of a decoder loop keeps the CPU busy and the GPU waiting; a graph starts
@@ -342,7 +342,7 @@ def train(
     warmup = max(0.1, 2 / total)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total, pct_start=warmup)
     if graph:
-        capture(loss, next(iter(batches.epoch(0)))[0], mixed)
+        capture_cuda_graph(loss, next(iter(batches.epoch(0)))[0], mixed)
     # the loss is cloned because a captured step always writes to the same tensor
     return fit(
         loss, batches, optimizer, epochs=epochs, loss_fn=lambda total, _: total.clone(),

@@ -40,10 +40,10 @@ class MelSettings:
         return self.sample_rate / self.hop
 
 
-KATHLEEN = MelSettings()
+KATHLEEN_MEL = MelSettings()
 """22.05 kHz, the rate of the Kathleen recordings."""
 
-LIBRISPEECH = MelSettings(sample_rate=16_000)
+LIBRISPEECH_MEL = MelSettings(sample_rate=16_000)
 """16 kHz, the rate of LibriSpeech."""
 
 
@@ -53,7 +53,7 @@ class SynthesisMel(nn.Module):
     Frame t is centred at sample `t * hop`; n samples have `1 + n // hop` frames. int16 is accepted too.
     """
 
-    def __init__(self, settings: MelSettings = KATHLEEN) -> None:
+    def __init__(self, settings: MelSettings = KATHLEEN_MEL) -> None:
         super().__init__()
         s = self.settings = settings
         self.log_mel = LogMel(s.n_mels, s.sample_rate, s.n_fft, s.window, s.hop, s.f_min, s.f_max)
