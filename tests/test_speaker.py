@@ -466,8 +466,8 @@ def test_verify_reads_any_rate(dvector, calibration, sentences, tmp_path):
     [
         (torch.zeros(32_000), "Recording b is silent"),
         (torch.ones(1), "has 1 samples"),
-        (torch.zeros(0), "recording b holds no samples"),
-        (torch.full((9000,), float("nan")), "no numbers"),
+        (torch.zeros(0), "recording b has no samples"),
+        (torch.full((9000,), float("nan")), "NaN"),
     ],
 )
 def test_what_says_nothing_of_a_voice_is_refused(dvector, calibration, sentences, wave, message):

@@ -44,9 +44,9 @@ def test_references_that_cannot_be_used_say_why():
     padded = torch.cat([torch.zeros(3 * RATE), speechlike(0.3), torch.zeros(3 * RATE)])
     with pytest.raises(AudioError, match="0.4 s of speech"):
         evaluate.check_reference(padded, RATE)
-    with pytest.raises(AudioError, match="holds no samples"):
+    with pytest.raises(AudioError, match="no samples"):
         evaluate.check_reference(torch.zeros(0), RATE)
-    with pytest.raises(AudioError, match="no numbers"):
+    with pytest.raises(AudioError, match="NaN"):
         evaluate.check_reference(torch.full((RATE,), float("nan")), RATE)
 
 
