@@ -6,6 +6,7 @@ Compare each value with the same measure of real speech and of copy-synthesis.
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -117,8 +118,7 @@ def real_time_factor(
 
 def plain_words(text: str) -> str:
     """The words of a text as a recogniser writes them: expanded, without punctuation."""
-    kept = "".join(c if c.isalpha() or c == "'" else " " for c in expand_text(text))
-    return " ".join(w.strip("'") for w in kept.split() if w.strip("'"))
+    return " ".join(re.findall(r"[a-z](?:[a-z']*[a-z])?", expand_text(text)))
 
 
 @lru_cache(maxsize=1)

@@ -110,12 +110,8 @@ class WaveGlow(nn.Module):
             nn.LeakyReLU(0.2),
             nn.Conv1d(c.condition, c.condition, 3, padding=1),
         )
-        sizes, left = [], c.group
-        for i in range(c.flows):
-            if self._early(i):
-                left -= c.early_size
-            sizes.append(left)
-        if left < 2:
+        sizes = [c.group - c.early_size * (i // c.early_every) for i in range(c.flows)]
+        if sizes[-1] < 2:
             raise ValueError("too many early outputs: no channels are left for the last flow")
         self.mixers = nn.ModuleList(Invertible1x1(n) for n in sizes)
         self.nets = nn.ModuleList(SmallWaveNet(n // 2, c) for n in sizes)
