@@ -1,4 +1,4 @@
-"""Ask the recogniser about a recording of your own."""
+"""Recognise the word in a recording of your own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils.models.keyword_net import KeywordNet, probabilities
 def one_second(sound: str | Path | np.ndarray | torch.Tensor, rate: int = SAMPLE_RATE):
     """A recording as one second `(16000,)`: cut around its loudest half second, or filled with zeros.
 
-    `sound` is a file, or samples at `rate` Hz. Raises AudioError for what is no sound.
+    `sound` is a file, or samples at `rate` Hz. Raises AudioError when there is no sound in it.
     """
     wave = read_audio(sound) if isinstance(sound, (str, Path)) else to_mono(sound, rate)
     if len(wave) > SAMPLE_RATE:
@@ -37,11 +37,11 @@ def recognise(
 ) -> list[tuple[str, float]]:
     """The `top` words and their probabilities for one recording, the likeliest first.
 
-    It answers with one of the words that it knows, whatever was said.
+    The network knows only its own words: any other word gets one of these, too.
     """
     device = next(model.parameters()).device
-    answer = probabilities(model, one_second(sound, rate)[None].to(device))[0]
-    values, numbers = answer.cpu().topk(min(top, len(classes)))
+    found = probabilities(model, one_second(sound, rate)[None].to(device))[0]
+    values, numbers = found.cpu().topk(min(top, len(classes)))
     return [(classes[i], float(p)) for p, i in zip(values, numbers.tolist(), strict=True)]
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,9 @@ from utils.training import (
 
 
 def allow_tf32(device: torch.device) -> None:
-    """Let a GPU multiply float32 matrices in TF32: float32's range, ten bits of fraction, several times as fast.
+    """Let a GPU multiply float32 matrices in TF32 (10 bits of fraction), several times as fast.
 
-    Between float32 and bfloat16, for networks whose gradients bfloat16 turns. Elsewhere nothing changes.
+    No effect elsewhere. For networks whose gradients bfloat16 spoils.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
@@ -62,18 +62,17 @@ def allow_tf32(device: torch.device) -> None:
 
 SMALL_WEIGHTS = days.get(9).folder / "checkpoints" / "wav2vec2_small.safetensors"
 FULL_WEIGHTS = SMALL_WEIGHTS.with_name("wav2vec2_small_full.safetensors")
-"""This repository's own pretrained weights, made by `python -m Day09_Wav2Vec2.pretrain` on a CPU, and by the same
-network's full profile on a GPU."""
+"""This repository's own pretrained weights: by the study profile on a CPU, by the full profile on a GPU."""
 
 # --- the network ------------------------------------------------------------------------------------
 
 
 def small_config(vocabulary: Vocabulary | None = None, **changes: Any) -> Wav2Vec2Config:
-    """3.1 million weights: 7 convolutions (a frame each 20 ms), 6 layers of 192. A CPU core pretrains it in hours.
+    """3.1 million weights: 7 convolutions (50 frames a second), 6 layers of 192; a CPU core pretrains it in hours.
 
-    Layer norm in the convolutions and before each block, as in wav2vec2-large-lv60, since it trains
-    stably and padding does not touch it. Few channels where frames are many, 30 distractors for 100, and
-    no dropout inside the blocks: each saves a CPU time. `changes` override any field of `Wav2Vec2Config`.
+    Layer norm in the convolutions and before each block, as in wav2vec2-large-lv60: it trains stably, and padding
+    does not change it. Few channels at the high frame rates, 30 distractors instead of 100 and no dropout inside
+    the blocks save time on a CPU. `changes` override any field of `Wav2Vec2Config`.
     """
     size: dict[str, Any] = {
         "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 4,
@@ -86,17 +85,17 @@ def small_config(vocabulary: Vocabulary | None = None, **changes: Any) -> Wav2Ve
 
 
 def receptive_field(config: Wav2Vec2Config) -> tuple[int, int]:
-    """Samples that one frame sees, and samples from one frame to the next: 400 and 320 in wav2vec2-base."""
-    field_, hop = 1, 1
+    """Receptive field and hop of a frame, in samples: 400 and 320 in wav2vec2-base."""
+    field, hop = 1, 1
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-        field_, hop = field_ + (kernel - 1) * hop, hop * stride
-    return field_, hop
+        field, hop = field + (kernel - 1) * hop, hop * stride
+    return field, hop
 
 
 def average_weights(recognisers: Sequence[Wav2Vec2CTC]) -> Wav2Vec2CTC:
-    """A recogniser whose weights are the mean of theirs, which have one layout and vocabulary.
+    """A recogniser whose weights are the mean of theirs; they have the same layout and vocabulary.
 
-    Worth something where their trainings began at the same weights: then they lie in one basin of the loss
+    It helps when all were fine-tuned from the same weights: then they lie in one basin of the loss
     (Wortsman et al., 2022, arXiv:2203.05482).
     """
     states = [r.state_dict() for r in recognisers]
@@ -113,7 +112,7 @@ def save_wav2vec2(
 ) -> int:
     """Write weights in float16 and their card with the configuration; returns the bytes.
 
-    Of a recogniser also its head and vocabulary, of a pretrained model also the quantiser.
+    A recogniser is written with its head and vocabulary, a pretrained model with its quantiser.
     """
     network = model.model if isinstance(model, Wav2Vec2CTC) else model
     whole = {**card, "config": network.config.to_diff_dict()}
@@ -134,9 +133,9 @@ def load_pretraining(path: Path) -> tuple[Wav2Vec2ForPreTraining, dict[str, Any]
 
 @dataclass(frozen=True)
 class Pretraining:
-    """How a network is pretrained: `batch_size` crops of `crop` s a step, logged and saved each `every` steps.
+    """How a network is pretrained: `batch_size` crops of `crop` s a step; logged and saved every `every` steps.
 
-    `mask_prob` 0.65 in spans of 10 frames hides about half of them. The Gumbel temperature falls from 2
+    `mask_prob` 0.65 in spans of 10 frames masks about half of them. The Gumbel temperature falls from 2
     to 0.5 over the first 70 % of the steps.
     """
 
@@ -157,15 +156,15 @@ PRETRAINING = {
     "study": Pretraining(),
     "full": Pretraining(steps=7500, batch_size=64, crop=4.0),
 }
-"""quick rehearses on `tiny_config`; study is for a CPU in the background or a small GPU; full is for one GPU."""
+"""quick trains `tiny_config`; study is for a CPU in the background or a small GPU; full is for one GPU."""
 
 
 def pretraining_sound(profile: str) -> tuple[Tensor, dict[str, float]]:
-    """All speech to pretrain on, one after another: int16 `(samples,)` at 16 kHz, and the hours of each set.
+    """All speech for pretraining, one after another: int16 `(samples,)` at 16 kHz, and the hours of each set.
 
-    The training parts alone: no speaker of a validation or test part is heard. Neighbours are of one
-    speaker, so a crop over the seam of two clips sounds like one recording. The words come twice: they
-    are fewer hours but hundreds of voices, and the ones that Day 9 learns to write.
+    Training parts only, so no speaker of a validation or test part. Neighbours are of one speaker, so a crop
+    across two clips sounds like one recording. The words come twice: they are fewer hours but of hundreds of
+    voices, and they are what Day 9 fine-tunes on.
     """
     corpus = corpora.librispeech(profile)
     # full, too: the sets' own training list holds speakers of the committed test list
@@ -186,26 +185,26 @@ def draw_masks(
     settings: Pretraining,
     device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Which frames are hidden, `(batch, frames)`, and which others of the same crop each is told apart from.
+    """The masked frames, `(batch, frames)`, and the negatives of each frame, `(batch, frames, negatives)`.
 
     `mask_prob * frames / mask_length` spans a crop (rounded up or down at random, at least 2) begin at
-    different frames and may overlap. The second is `(batch, frames, negatives)`: numbers into all frames of
-    the batch, drawn among the hidden ones, never the frame itself. With torch's random numbers, on `device`:
-    during the library's own way, a loop over the crops in NumPy, a GPU would wait.
+    different frames and may overlap. Negatives are other masked frames of the same crop, as indices into all
+    frames of the batch. The random numbers are torch's, drawn on `device`: the library's loop over the crops in
+    NumPy would keep a GPU waiting.
     """
     length = settings.mask_length
     spans = max(2, int(settings.mask_prob * frames / length + torch.rand(()).item()))
     chance = torch.rand(batch_size, frames - length + 1, device=device)
-    starts = chance.argsort(1)[:, :spans, None]
-    places = (starts + torch.arange(length, device=device)).flatten(1)
+    starts = chance.argsort(1)[:, :spans, None]  # (batch, spans, 1)
+    places = (starts + torch.arange(length, device=device)).flatten(1)  # (batch, spans x length)
     mask = torch.zeros(batch_size, frames, dtype=torch.bool, device=device)
     mask.scatter_(1, places, True)
-    hidden_first = (~mask).byte().argsort(dim=1, stable=True)
+    masked_first = (~mask).byte().argsort(dim=1, stable=True)  # (batch, frames)
     others = mask.sum(1)[:, None, None] - 1
     drawn = torch.rand(batch_size, frames, config.num_negatives, device=device)
     drawn = torch.minimum((drawn * others).long(), others - 1)
-    drawn += drawn >= mask.cumsum(1)[..., None] - 1  # leave itself out
-    negatives = hidden_first.gather(1, drawn.flatten(1)).view_as(drawn)
+    drawn += drawn >= mask.cumsum(1)[..., None] - 1  # skip the frame itself
+    negatives = masked_first.gather(1, drawn.flatten(1)).view_as(drawn)
     first = frames * torch.arange(batch_size, device=device)
     return mask, negatives + first[:, None, None]
 
@@ -333,9 +332,9 @@ def pretrain(
 @torch.no_grad()
 def code_numbers(model: Wav2Vec2ForPreTraining, waves: Tensor) -> Tensor:
     """The quantiser's choice for each frame of normalised waves `(batch, time)`: `(batch, frames, groups)`."""
-    features = model.wav2vec2.feature_extractor(waves).transpose(1, 2)
+    features = model.wav2vec2.feature_extractor(waves).transpose(1, 2)  # (batch, frames, channels)
     _, normed = model.wav2vec2.feature_projection(features)
-    scores = model.quantizer.weight_proj(normed)
+    scores = model.quantizer.weight_proj(normed)  # (batch, frames, groups x codes)
     return scores.unflatten(-1, (model.quantizer.num_groups, -1)).argmax(-1)
 
 
@@ -346,20 +345,18 @@ PRETRAIN_COLUMNS = (
 
 
 def weights_path(profile: str, seed: int = 0) -> Path:
-    """Where the pretrained weights of a profile are kept."""
+    """The file of a profile's pretrained weights."""
     name = FULL_WEIGHTS.name if profile == "full" else SMALL_WEIGHTS.name
     return days.get(9).output(profile) / "checkpoints" / name
 
 
-def pretrain_small(profile: str, path: Path, seed: int = 0, steps: int | None = None) -> History:
+def pretrain_small(profile: str, path: Path, seed: int = 0) -> History:
     """Pretrain the small network on the training sets and write it to `path`; returns the history.
 
     The run is a row of Day 9's table; the card has data, settings, device and the curve. Of several processes
     only the main one writes.
     """
     settings = PRETRAINING[profile]
-    if steps:
-        settings = replace(settings, steps=steps)
     accelerator = make_accelerator()
     sound, hours = pretraining_sound(profile)
     device = pick_device()

@@ -1,6 +1,6 @@
-"""A second opinion on what a recogniser wrote: another network says which word it was, where the first heard one.
+"""Rescore a recogniser's words with a keyword network.
 
-The first knows where words begin and end, the second names a single word well: each is asked for what it can do.
+The recogniser finds where words begin and end, the keyword network classifies single words more accurately.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .transcribe import word_times
 def replacements(
     log_probs: Tensor, text: str, words: Sequence[str], vocabulary: ctc.Vocabulary
 ) -> Tensor:
-    """What CTC thinks of each of `words` in each place of `text`: log probabilities `(places, words)`.
+    """CTC's posterior of each of `words` at each place of `text`: log probabilities `(places, words)`.
 
-    For each place all texts that differ from `text` in it alone, each summed over all its paths through
-    `log_probs` `(frames, symbols)`; a row's probabilities sum to 1.
+    For each place, all texts that differ from `text` there only, each summed over all its paths through
+    `log_probs` `(frames, symbols)`; the probabilities of a row sum to 1.
     """
     said = text.split()
     if not said:
@@ -37,7 +37,7 @@ def replacements(
     ]
     labels, lengths = ctc.encode_texts(texts, vocabulary)
     frames = torch.full((len(texts),), len(log_probs))
-    each = log_probs.float().cpu()[:, None].expand(-1, len(texts), -1)
+    each = log_probs.float().cpu()[:, None].expand(-1, len(texts), -1)  # (frames, texts, symbols)
     losses = F.ctc_loss(each, labels, frames, lengths, vocabulary.blank, "none")
     return (-losses).view(len(said), len(words)).log_softmax(1)
 
@@ -45,7 +45,7 @@ def replacements(
 def cut_words(wave: Tensor, times: Sequence[tuple[str, float, float]]) -> Tensor:
     """One second around each of the words `(word, begin, end)` of `(time,)`: `(words, 16000)`.
 
-    A piece reaches half way to its neighbours and no further; zeros on both sides fill the second.
+    A piece reaches at most half way to its neighbours; zeros on both sides fill the second.
     """
     inner = [(a[2] + b[1]) / 2 for a, b in pairwise(times)]
     edges = [0.0, *inner, len(wave) / SAMPLE_RATE]
@@ -62,7 +62,7 @@ def cut_words(wave: Tensor, times: Sequence[tuple[str, float, float]]) -> Tensor
 
 @dataclass(frozen=True)
 class Opinions:
-    """What two networks think of the words `said`: log probabilities `(places, words)` of `first` and `second`."""
+    """Two networks' log probabilities `(places, words)` for the words `said`, `first` and `second`."""
 
     said: tuple[str, ...]
     words: tuple[str, ...]
@@ -70,7 +70,7 @@ class Opinions:
     second: Tensor
 
     def text(self, weight: float) -> str:
-        """The words with the largest first + `weight` * second. Said words that are not of `words` stay."""
+        """The words with the largest first + `weight` * second; words outside `words` stay as they were."""
         best = (self.first + weight * self.second).argmax(1).tolist()
         return " ".join(
             self.words[n] if word in self.words else word
@@ -86,9 +86,9 @@ def second_opinion(
     model: KeywordNet,
     classes: Sequence[str],
 ) -> Opinions:
-    """Ask the `model` (of `classes`) about each word of the `text` that the `recogniser` wrote of `(time,)`.
+    """Classify each word of `text`, the recogniser's output for the wave `(time,)`, with the keyword `model`.
 
-    `log_probs` `(frames, symbols)` are the recogniser's. `Opinions.text` takes both together, log-linearly.
+    `log_probs` `(frames, symbols)` are the recogniser's. `Opinions.text` combines both log-linearly.
     """
     words = tuple(ctc.normalise_text(word) for word in classes)
     first = replacements(log_probs, text, words, recogniser.vocabulary)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchaudio.functional import forced_align, merge_tokens
 
 from utils.features import SAMPLE_RATE, AudioError, read_audio, to_mono
 from utils.models import ctc
@@ -30,7 +31,7 @@ def greedy(logits: Tensor, frames: Tensor, vocabulary: Vocabulary) -> list[str]:
 
 
 def cut_long(wave: Tensor, most: float = 30.0) -> list[Tensor]:
-    """A long recording `(time,)` in pieces of at most `most` s, cut at the quietest 100 ms of its last third."""
+    """A long recording `(time,)` in pieces of at most `most` s, cut at the quietest 100 ms of each last third."""
     longest, window = round(most * SAMPLE_RATE), SAMPLE_RATE // 10
     pieces = []
     while len(wave) > longest:
@@ -47,33 +48,24 @@ def letter_times(
 ) -> list[tuple[str, float, float]]:
     """When each letter of `text` was said, by the likeliest CTC path: (letter, begin in s, end in s).
 
-    `log_probs` `(frames, symbols)` of one utterance. CTC puts a letter in few frames, often one, and
-    blanks around: the times say where the network saw it, not how long it lasted.
+    `log_probs` are `(frames, symbols)` of one utterance. CTC assigns a letter to few frames, often one, with
+    blanks around it: the times show where the network detected it, not how long it lasted.
     """
-    from torchaudio.functional import forced_align
-
     vocabulary = recogniser.vocabulary
     codes = vocabulary.encode(ctc.normalise_text(text))
     if not codes:
         return []
-    path, _ = forced_align(
-        log_probs[None].float().cpu(), torch.tensor([codes]), blank=vocabulary.blank
-    )
+    labels = torch.tensor([codes])
+    path, scores = forced_align(log_probs[None].float().cpu(), labels, blank=vocabulary.blank)
     hop = receptive_field(recogniser.config)[1] / SAMPLE_RATE
-    found: list[tuple[str, float, float]] = []
-    before = vocabulary.blank
-    for t, number in enumerate(path[0].tolist()):
-        if number != vocabulary.blank:
-            begin = found.pop()[1] if number == before else t * hop
-            found.append((vocabulary.symbols[number], begin, (t + 1) * hop))
-        before = number
-    return found
+    spans = merge_tokens(path[0], scores[0], blank=vocabulary.blank)
+    return [(vocabulary.symbols[s.token], s.start * hop, s.end * hop) for s in spans]
 
 
 def word_times(
     log_probs: Tensor, text: str, recogniser: Wav2Vec2CTC
 ) -> list[tuple[str, float, float]]:
-    """When each word of `text` was said, from its first letter to its last: (word, begin in s, end in s)."""
+    """When each word of `text` was said, from its first to its last letter: (word, begin in s, end in s)."""
     letters = letter_times(log_probs, text, recogniser)
     words = itertools.groupby(letters, key=lambda letter: letter[0] == SEPARATOR)
     spelled = [list(some) for is_space, some in words if not is_space]
@@ -89,11 +81,11 @@ def transcribe(
     most: float = 30.0,
     **beam: Any,
 ) -> str:
-    """What was said in a file, or in samples `(time,)` or `(channels, time)` at `rate` Hz, at any rate.
+    """The text of a file, or of samples `(time,)` or `(channels, time)` at any `rate` (Hz).
 
-    Greedy, or by beam search with a word `model` or whatever else `ctc.beam_search` takes (`beam`; a list of
-    `words`, which alone can then be written). Longer recordings are cut at quiet places into pieces of at
-    most `most` s. Raises AudioError for what is no sound or is shorter than one frame (25 ms).
+    Greedy decoding, or beam search with a word `model` or any option of `ctc.beam_texts` (`beam`; with a list of
+    `words` only these can be written). Longer recordings are cut at quiet places into pieces of at most `most` s.
+    Raises AudioError for a file without sound and for sound shorter than one frame (25 ms).
     """
     wave = read_audio(sound) if isinstance(sound, (str, Path)) else to_mono(sound, rate)
     config, vocabulary = recogniser.config, recogniser.vocabulary
@@ -107,7 +99,7 @@ def transcribe(
     texts = []
     for piece in cut_long(wave, most):
         if len(piece) < least:
-            continue  # a rest of some samples after the last cut
+            continue  # a few samples after the last cut
         lengths = torch.tensor([len(piece)], device=recogniser.device)
         x = ctc.normalise_waves(piece[None].to(recogniser.device), lengths)
         logits, frames = recogniser(x, lengths)

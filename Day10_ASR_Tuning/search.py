@@ -1,9 +1,9 @@
-"""Day 10's search: how to fine-tune Day 9's recogniser, by WER. `python -m tools sweep --day 10`."""
+"""Day 10's search for the settings of fine-tuning with the lowest WER: `python -m tools sweep --day 10`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,44 +29,21 @@ from utils.speech.corpora import SpeechCorpus
 from utils.training import History
 
 WEIGHTS = days.get(9).folder / "checkpoints" / "connected_words_pretrained_full.safetensors"
-"""Where the trials begin: Day 9's recogniser of its grid, pretrained by the full profile, all labels."""
+"""The starting point of each trial: the recogniser of Day 9's grid, pretrained by the full profile, all labels."""
+GRID = FineTuning(lr=1e-2, encoder_lr=1e-3, frozen=False, mixed=True)
 DAY9 = {
-    "quick": FineTuning(
-        epochs=2,
-        batch_size=8,
-        lr=1e-2,
-        encoder_lr=1e-3,
-        frozen=False,
-        mixed=True,
-        max_samples=240_000,
-    ),
-    "study": FineTuning(
-        epochs=8,
-        batch_size=16,
-        lr=1e-2,
-        encoder_lr=1e-3,
-        frozen=False,
-        mixed=True,
-        max_samples=240_000,
-    ),
-    "full": FineTuning(
-        epochs=40,
-        batch_size=64,
-        lr=1e-2,
-        encoder_lr=1e-3,
-        frozen=False,
-        mixed=True,
-        max_samples=1_920_000,
-    ),
+    "quick": replace(GRID, epochs=2, batch_size=8, max_samples=240_000),
+    "study": replace(GRID, epochs=8, batch_size=16, max_samples=240_000),
+    "full": replace(GRID, epochs=40, batch_size=64, max_samples=1_920_000),
 }
-"""The settings of Day 9's grid, which the search is compared with."""
+"""The settings of Day 9's grid, the baseline of the search."""
 
 BUDGET = {
     "quick": {"trials": 2, "epochs": 2, "train": 24},
     "study": {"trials": 16, "epochs": 6, "train": 400},
     "full": {"trials": 48, "epochs": 20, "train": 2000},
 }
-"""Trials of the study, epochs of a trial that is not pruned, and sequences to train on."""
+"""Trials of the study, epochs of a trial that is not pruned, and training sequences."""
 
 COLUMNS = (
     "model", "task", "trial", "state", "optimizer", "scheduler", "batch_size", "lr", "encoder_lr",
@@ -83,10 +60,10 @@ SPACE: dict[str, BaseDistribution] = {
     "lr": FloatDistribution(3e-4, 1e-2, log=True),
     "encoder_lr": FloatDistribution(3e-5, 3e-3, log=True),
 }
-"""What may vary: `lr` is the head's learning rate, `encoder_lr` that of the transformer below it."""
+"""The search space: `lr` is the head's learning rate, `encoder_lr` that of the transformer below it."""
 
 SGD_FACTOR = 30.0
-"""SGD's steps are the gradient times the rate, Adam's about the rate itself: its range lies higher."""
+"""SGD's step is the gradient times the learning rate, Adam's about the rate itself: SGD's range is higher."""
 
 
 suggest = partial(tuning.suggest, space=SPACE, sgd_factor=SGD_FACTOR)
@@ -94,11 +71,10 @@ suggest = partial(tuning.suggest, space=SPACE, sgd_factor=SGD_FACTOR)
 
 
 def build(profile: str, device: torch.device) -> Wav2Vec2CTC:
-    """What is tuned: the recogniser that Day 9's short training from the GPU's pretrained weights left.
+    """The recogniser to tune: Day 9's short fine-tuning of the weights that a GPU pretrained.
 
-    From a new head and so few sequences a trial would spend its epochs at nothing but blanks. It was trained
-    without dropout and masks; now that it reads, both are on, since Day 9's long training fell far lower in
-    training than in validation. In quick a tiny random network stands for it.
+    With a new head and so few sequences a trial would put out blanks only. It was trained without dropout and
+    masks; here both are on, since Day 9's long training overfitted. In quick a tiny random network replaces it.
     """
     seed_everything(0)
     source = tiny_config() if profile == "quick" else WEIGHTS
@@ -109,14 +85,14 @@ def build(profile: str, device: torch.device) -> Wav2Vec2CTC:
 
 @dataclass(frozen=True)
 class Kept:
-    """What the frozen convolutions make of training and validation part, computed once for many trainings."""
+    """The output of the frozen convolutions for training and validation part, computed once for many trials."""
 
     train: CTCDataset
     validation: CTCDataset
 
 
 def keep(corpus: SpeechCorpus, recogniser: Wav2Vec2CTC) -> Kept:
-    """The parts of a corpus as cached examples; every recogniser of `build` has the same convolutions."""
+    """The parts of a corpus as cached data sets; every recogniser of `build` has the same convolutions."""
     return Kept(
         CTCDataset(corpus.train, recogniser, cached=True, strict=True),
         CTCDataset(corpus.validation, recogniser, cached=True),
@@ -131,7 +107,7 @@ def train(
     seed: int = 0,
     **how: Any,
 ):
-    """One fine-tuning by these settings, the convolutions frozen and their output kept; returns the history."""
+    """Fine-tune with these settings, with frozen convolutions whose output is cached; returns the history."""
     names = set(asdict(FineTuning()))
     chosen = {k: v for k, v in settings.items() if k in names}
     plan = FineTuning(epochs=epochs, cached=True, **chosen)
@@ -139,9 +115,9 @@ def train(
 
 
 def score(numbers: Mapping[str, float]) -> float:
-    """What the search maximises: minus WER on validation, and a hundredth of the loss to part what is equal.
+    """The score to maximise: minus the WER on validation, and minus a hundredth of the loss to break ties.
 
-    While nothing but blanks comes out, the WER of all trials is 1; the loss still tells them apart.
+    While a network puts out blanks only, the WER of all trials is 1, and the loss still separates them.
     """
     return -numbers["val_wer"] - 0.01 * min(numbers["val_loss"], 10.0)
 
@@ -149,8 +125,7 @@ def score(numbers: Mapping[str, float]) -> float:
 def objective(
     log: RunLogger, profile: str, corpus: SpeechCorpus | Kept, epochs: int
 ) -> Callable[[Trial], float]:
-    """A function of a trial: fine-tunes, leaves a row, and returns its score."""
-
+    """A function of a trial that fine-tunes, writes a row, and returns its score."""
     about = {
         "model": "wav2vec2-tiny" if profile == "quick" else "wav2vec2-small",
         "task": "connected words", "decoder": "greedy",
@@ -174,7 +149,7 @@ study_path = partial(tuning.study_path, 10)
 
 
 def run_worker(profile: str, trials: int | None = None) -> None:
-    """One worker: fills the study."""
+    """One worker of the search: runs trials until the study is full."""
     device, budget = pick_device(), BUDGET[profile]
     corpus = connected_words(profile, budget["train"])
     log = RunLogger(10, profile, corpus.name, device, COLUMNS)

@@ -1,4 +1,4 @@
-"""What a recogniser needs around its network: letters, CTC decoding, error rates, batches, word sequences."""
+"""CTC speech recognition without its network: letters, decoding, a language model, error rates, batches."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import jiwer
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,14 +25,14 @@ from ..speech.pack import Utterances
 # --- letters ----------------------------------------------------------------------------------------
 
 BLANK, UNKNOWN, SEPARATOR = "<pad>", "<unk>", "|"
-"""The CTC blank (which also pads), what the tokenizer says for a strange letter, and the space between words."""
+"""The CTC blank (which also pads), the tokenizer's symbol for unknown letters, and the space between words."""
 
 
 def normalise_text(text: str) -> str:
-    """Text as it is trained and scored: capitals, apostrophes kept, accents and other punctuation away.
+    """Text for training and scoring: capitals with apostrophes, without accents and other punctuation.
 
-    Digits and letters of other scripts stay, so that `Vocabulary.encode` can complain of them: how a
-    number is spoken cannot be known from its digits.
+    Digits and letters of other scripts stay, so that `Vocabulary.encode` reports them: digits do not say how a
+    number is spoken.
     """
     text = text.replace("’", "'").replace("‘", "'").replace("ʼ", "'").upper()
     plain = unicodedata.normalize("NFKD", text)
@@ -42,16 +43,16 @@ def normalise_text(text: str) -> str:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The symbols that the network chooses from; a symbol's number is its place, and `<pad>` is CTC's blank."""
+    """The network's output symbols; a symbol's number is its index, and `<pad>` is CTC's blank."""
 
     symbols: tuple[str, ...] = (
         BLANK, UNKNOWN, SEPARATOR, "'", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        for wanted in (BLANK, SEPARATOR):
-            if self.symbols.count(wanted) != 1:
-                raise ValueError(f"the vocabulary needs {wanted!r} once")
+        for symbol in (BLANK, SEPARATOR):
+            if self.symbols.count(symbol) != 1:
+                raise ValueError(f"the vocabulary needs {symbol!r} exactly once")
 
     def __len__(self) -> int:
         return len(self.symbols)
@@ -63,30 +64,30 @@ class Vocabulary:
 
     @property
     def letters(self) -> list[int]:
-        """The numbers that may stand in a transcript: all but `<...>`."""
+        """The numbers that may occur in a transcript: all but `<...>`."""
         return [i for i, s in enumerate(self.symbols) if not s.startswith("<")]
 
     def encode(self, text: str) -> list[int]:
-        """Normalised text as numbers, `|` between the words; no numbers for an empty text.
+        """Normalised text as numbers, with `|` between the words.
 
-        Raises ValueError that names the letters which are not in the vocabulary.
+        Raises ValueError, which lists the letters that are not in the vocabulary.
         """
         number = {s: i for i, s in enumerate(self.symbols) if not s.startswith("<")}
         letters = SEPARATOR.join(text.split())
-        strange = sorted({c for c in letters if c not in number})
-        if strange:
+        unknown = sorted({c for c in letters if c not in number})
+        if unknown:
             hint = (
                 "normalise_text(text) writes capitals and drops punctuation"
-                if any(normalise_text(c) in number or not normalise_text(c) for c in strange)
+                if any(normalise_text(c) in number or not normalise_text(c) for c in unknown)
                 else "write numbers as words, and leave other scripts out"
             )
             raise ValueError(
-                f"{' '.join(strange)!r} in {text[:60]!r} is not in the vocabulary: {hint}."
+                f"{' '.join(unknown)!r} in {text[:60]!r} is not in the vocabulary: {hint}."
             )
         return [number[c] for c in letters]
 
     def decode(self, numbers: Iterable[int]) -> str:
-        """Numbers as text, each letter as it stands (after `collapse`); `<...>` is left out."""
+        """Numbers (after `collapse`) as text; `<...>` is left out."""
         kept = set(self.letters)
         text = "".join(self.symbols[i] for i in numbers if i in kept)
         return " ".join(text.replace(SEPARATOR, " ").split())
@@ -99,29 +100,30 @@ def collapse(numbers: Sequence[int], blank: int) -> list[int]:
 
 
 def frames_needed(numbers: Sequence[int]) -> int:
-    """The fewest frames that can spell these numbers: one each, and a blank between two equal ones."""
-    twins = sum(a == b for a, b in itertools.pairwise(numbers))
-    return len(numbers) + twins
+    """The fewest frames that CTC needs for these numbers: one each, and a blank between equal neighbours."""
+    return len(numbers) + sum(a == b for a, b in itertools.pairwise(numbers))
 
 
 def blank_fraction(logits: Tensor, frames: Tensor, blank: int) -> float:
-    """Share of frames whose likeliest symbol is the blank, 0 to 1; padding does not count."""
-    inside = torch.arange(logits.shape[1], device=logits.device) < frames[:, None]
+    """Fraction of the frames whose likeliest symbol is the blank; padding does not count."""
+    inside = (
+        torch.arange(logits.shape[1], device=logits.device) < frames[:, None]
+    )  # (batch, frames)
     return (logits.argmax(-1) == blank)[inside].double().mean().item()
 
 
 class WordModel:
     """A word n-gram model with interpolated Kneser-Ney smoothing, trained from texts (Chen & Goodman, 1999).
 
-    Probabilities are over the words of the texts, the end of the sentence, and one place for all
-    unknown words. The lower orders count in how many contexts a word was seen, not how often.
+    Probabilities are over the words of the texts, the end of the sentence, and one class for all
+    unknown words. The lower orders count the contexts of a word, not its occurrences.
     """
 
     START, END = "<s>", "</s>"
 
     def __init__(self, texts: Iterable[str], order: int = 3, discount: float = 0.75) -> None:
         if order < 1 or not 0 < discount < 1:
-            raise ValueError("order 1 or more and a discount between 0 and 1 are wanted")
+            raise ValueError("the order must be at least 1, the discount between 0 and 1")
         self.order, self.discount = order, discount
         self.counts: list[dict[tuple, Counter]] = [defaultdict(Counter) for _ in range(order)]
         for text in texts:
@@ -138,7 +140,7 @@ class WordModel:
         self._known: dict[tuple, float] = {}
 
     def log_prob(self, word: str, history: Sequence[str] = ()) -> float:
-        """Natural logarithm of p(word | the words before), these from the sentence's beginning on."""
+        """Natural logarithm of p(word | history); the history starts with the sentence."""
         padded = (self.START,) * (self.order - 1) + tuple(history)
         context = padded[len(padded) - self.order + 1 :]
         key = (*context, word if word in self.words else UNKNOWN)
@@ -147,7 +149,7 @@ class WordModel:
         return self._known[key]
 
     def _probability(self, word: str, context: tuple[str, ...]) -> float:
-        p = 1 / (len(self.words) + 1)  # all known words and the unknown one alike
+        p = 1 / (len(self.words) + 1)  # uniform over all known words and the unknown one
         for n in range(self.order):
             seen = self.counts[n].get(context[len(context) - n :])
             if seen:
@@ -162,7 +164,7 @@ class WordModel:
         return sum(self.log_prob(w, words[:i]) for i, w in enumerate(words))
 
     def perplexity(self, texts: Iterable[str]) -> float:
-        """exp of minus the mean logarithm per word, ends counted as words."""
+        """exp of the negative mean log probability per word; sentence ends count as words."""
         texts = list(texts)
         count = sum(len(text.split()) + 1 for text in texts)
         return math.exp(-sum(self.score(text) for text in texts) / count)
@@ -188,41 +190,42 @@ def beam_search(
 ) -> list[Hypothesis]:
     """Prefix beam search over one utterance, the best hypothesis first (Hannun et al., 2014, arXiv:1408.2873).
 
-    `log_probs` `(time, symbols)` natural logarithms. All alignments that spell the same words are
-    summed up. With a `model` each finished word adds `alpha` times its log probability and `beta`.
-    Letters below `floor` in a frame are not tried there; `beam` prefixes live on after each frame. With a list
-    of `words` (a lexicon) no other word can be written: a prefix that begins none of them takes no place in the
-    beam, and a text that ends within a word does not count. Raises ValueError for an empty list.
+    `log_probs` are natural logarithms, `(frames, symbols)`. The probabilities of all alignments with the same
+    words are summed. With a `model`, each finished word adds `alpha` times its log probability, and `beta`.
+    Letters below `floor` in a frame are not tried there; `beam` prefixes survive each frame. With a lexicon
+    `words`, prefixes that start no word of it are dropped, and so are texts that end within a word. Raises
+    ValueError for an empty lexicon.
     """
     if words is not None and not words:
-        raise ValueError("an empty list of words leaves nothing to write")
+        raise ValueError("an empty list of words allows no text")
     blank, letters = vocabulary.blank, vocabulary.letters
     space = vocabulary.symbols.index(SEPARATOR)
     known = {"", *(words or ())}
     starts = {word[:n] for word in known for n in range(1, len(word) + 1)}
+    # for each prefix: log probability of its alignments that end in a blank, and in a letter
     alive: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, -math.inf)}
-    spelled: dict[tuple[int, ...], tuple[tuple[str, ...], str, float]] = {
-        (): ((), "", 0.0)
-    }  # prefix: finished words, letters of the word begun, what the words have added
+    # for each prefix: finished words, letters of the current word, score that the words add
+    spelled: dict[tuple[int, ...], tuple[tuple[str, ...], str, float]] = {(): ((), "", 0.0)}
 
-    def closed(said: tuple[str, ...], begun: str, bonus: float):
+    def close(said: tuple[str, ...], begun: str, bonus: float):
+        """The words, the letters of the last one (none) and the bonus after its end."""
         if model and begun:
             bonus += alpha * model.log_prob(begun, said) + beta
         return ((*said, begun) if begun else said), "", bonus
 
     def spell(prefix: tuple[int, ...]) -> float:
-        """What the words of the prefix add to its score."""
+        """The score that the words of the prefix add."""
         if prefix not in spelled:
             said, begun, bonus = spelled[prefix[:-1]]
             spelled[prefix] = (
-                closed(said, begun, bonus)
+                close(said, begun, bonus)
                 if prefix[-1] == space
                 else (said, begun + vocabulary.symbols[prefix[-1]], bonus)
             )
         return spelled[prefix][2]
 
     def may_follow(prefix: tuple[int, ...], i: int) -> bool:
-        """Whether the prefix with one more letter still begins words of the list."""
+        """Whether the prefix with one more letter still starts words of the lexicon."""
         begun = spelled[prefix][1]
         return begun in known if i == space else begun + vocabulary.symbols[i] in starts
 
@@ -237,7 +240,7 @@ def beam_search(
                 before = either
                 if prefix and prefix[-1] == i:
                     same[1] = _log_add(same[1], in_letter + row[i])
-                    before = in_blank  # a twin letter needs a blank between
+                    before = in_blank  # equal letters need a blank between them
                 if words is not None and not may_follow(prefix, i):
                     continue
                 longer = grown.setdefault((*prefix, i), [-math.inf, -math.inf])
@@ -245,19 +248,19 @@ def beam_search(
         scored = ((_log_add(*p) + spell(q), q) for q, p in grown.items())
         ranked = sorted((x for x in scored if x[0] > -math.inf), reverse=True)
         alive = {q: (grown[q][0], grown[q][1]) for _, q in ranked[:beam]}
-    heard: dict[str, float] = {}
+    total: dict[str, float] = {}
     added: dict[str, float] = {}
-    if words is not None:  # what is unfinished was not said
+    if words is not None:  # no unfinished words
         alive = {q: p for q, p in alive.items() if spelled[q][1] in known}
         alive = alive or {(): (-math.inf, -math.inf)}
     for prefix, p in alive.items():
-        said, _, bonus = closed(*spelled[prefix])
+        said, _, bonus = close(*spelled[prefix])
         if model:
             bonus += alpha * model.log_prob(model.END, said)
-        text = " ".join(said)  # the same for one separator and for several
-        heard[text] = _log_add(heard.get(text, -math.inf), _log_add(*p))
+        text = " ".join(said)  # the same after one separator and after several
+        total[text] = _log_add(total.get(text, -math.inf), _log_add(*p))
         added[text] = bonus
-    found = [Hypothesis(text, p + added[text]) for text, p in heard.items()]
+    found = [Hypothesis(text, p + added[text]) for text, p in total.items()]
     return sorted(found, key=lambda h: h.score, reverse=True)
 
 
@@ -343,7 +346,7 @@ def _log_add(a: float, b: float) -> float:
 
 @dataclass(frozen=True)
 class Errors:
-    """Counts over all words of a set; rates are per reference word (WER) or letter (CER) and may exceed 1."""
+    """Errors of a whole set; rates are per reference word (WER) or letter (CER) and may exceed 1."""
 
     wer: float
     cer: float
@@ -354,7 +357,7 @@ class Errors:
 
     @property
     def word_accuracy(self) -> float:
-        """1 - WER, not below 0: the `accuracy` of the results table."""
+        """1 - WER, at least 0: the `accuracy` of the results table."""
         return max(0.0, 1.0 - self.wer)
 
     def __str__(self) -> str:
@@ -365,27 +368,20 @@ class Errors:
 def errors(references: Sequence[str], outputs: Sequence[str]) -> Errors:
     """Word and character error rate by jiwer, over all utterances together.
 
-    An utterance whose reference is empty adds its output's words as insertions. Raises ValueError when
-    the lists differ in length or no reference has a word.
+    The output for an empty reference counts as insertions. Raises ValueError when the lists differ in length or no
+    reference has a word.
     """
-    import jiwer
-
-    references, outputs = list(references), list(outputs)
-    _check_pairs(references, outputs)
+    references, outputs = _checked(references, outputs)
     words = jiwer.process_words(references, outputs)
     letters = jiwer.process_characters(references, outputs)
     count = words.hits + words.substitutions + words.deletions
-    return Errors(
-        words.wer, letters.cer, words.substitutions, words.deletions, words.insertions, count
-    )  # fmt: skip
+    kinds = words.substitutions, words.deletions, words.insertions
+    return Errors(words.wer, letters.cer, *kinds, count)
 
 
 def word_errors(references: Sequence[str], outputs: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """For each utterance its word errors and its reference words, both `(utterances,)`, for the bootstrap."""
-    import jiwer
-
-    references, outputs = list(references), list(outputs)
-    _check_pairs(references, outputs)
+    """Word errors and number of reference words of each utterance, both `(utterances,)`, for the bootstrap."""
+    references, outputs = _checked(references, outputs)
     aligned = jiwer.process_words(references, outputs)
     wrong = [
         sum(
@@ -405,7 +401,7 @@ def wer_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """WER with its 95 % bootstrap interval (Bisani & Ney, 2004); `groups` are the speakers, drawn as a whole."""
+    """WER with its 95 % bootstrap interval (Bisani & Ney, 2004), by speaker where `groups` are the speakers."""
     return bootstrap_ratio(*word_errors(references, outputs), groups, resamples, seed)
 
 
@@ -423,11 +419,12 @@ def wer_difference(
     return Difference.of(bootstrap_ratio(a - b, words, groups, resamples, seed))
 
 
-def _check_pairs(references: Sequence[str], outputs: Sequence[str]) -> None:
+def _checked(references: Sequence[str], outputs: Sequence[str]) -> tuple[list[str], list[str]]:
     if len(references) != len(outputs):
         raise ValueError(f"{len(references)} references and {len(outputs)} outputs")
     if not any(text.split() for text in references):
         raise ValueError("no reference has a word, so there is no error rate")
+    return list(references), list(outputs)
 
 
 COLOURS = {"substitute": "#b45f06", "delete": "#c00000", "insert": "#0a7d28"}
@@ -435,8 +432,6 @@ COLOURS = {"substitute": "#b45f06", "delete": "#c00000", "insert": "#0a7d28"}
 
 def aligned(reference: str, output: str) -> list[tuple[str, str, str]]:
     """The words side by side: (`equal`, `substitute`, `delete` or `insert`, reference word, output word)."""
-    import jiwer
-
     ref, out = reference.split(), output.split()
     if not ref or not out:
         return [("delete", w, "") for w in ref] + [("insert", "", w) for w in out]
@@ -455,7 +450,7 @@ def _signed(kind: str, ref: str, out: str) -> str:
 
 
 def alignment_html(reference: str, output: str) -> str:
-    """One line: `RIGHT UP→GO −ZERO +LEFT` for a substitution, a deletion and an insertion, each in its colour."""
+    """One line: `RIGHT UP→GO −ZERO +LEFT` for a substitution, a deletion and an insertion, in colours."""
     spans = []
     for kind, ref, out in aligned(reference, output):
         text = html.escape(_signed(kind, ref, out))
@@ -465,8 +460,8 @@ def alignment_html(reference: str, output: str) -> str:
 
 
 def transcripts_html(references: Sequence[str], outputs: Sequence[str]) -> str:
-    """A table of reference, output, and the two aligned with every error marked by colour and by sign."""
-    _check_pairs(references, outputs)
+    """A table of references, outputs, and both aligned, with each error marked by colour and sign."""
+    references, outputs = _checked(references, outputs)
     rows = "".join(
         f"<tr><td>{html.escape(ref)}</td><td>{html.escape(out)}</td>"
         f"<td>{alignment_html(ref, out)}</td></tr>"
@@ -515,8 +510,8 @@ class Batch:
     """Utterances padded to one length, on one device.
 
     `x` is waves `(batch, time)` in float32, or a frozen encoder's output `(batch, frames, channels)`;
-    `lengths` `(batch,)` counts samples or frames. `labels` `(batch, letters)` is padded with the blank,
-    `label_lengths` `(batch,)` says how many count.
+    `lengths` `(batch,)` are in samples or frames. `labels` `(batch, letters)` is padded with the blank to the
+    longest of `label_lengths` `(batch,)`.
     """
 
     x: Tensor
@@ -547,7 +542,7 @@ def collate(
 
 
 def encode_texts(texts: Sequence[str], vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
-    """Normalised and encoded texts, padded with the blank: `(batch, letters)`, and their lengths `(batch,)`."""
+    """Normalised and encoded texts `(batch, letters)`, padded with the blank, and their lengths `(batch,)`."""
     codes = [vocabulary.encode(normalise_text(text)) for text in texts]
     lengths = torch.tensor([len(c) for c in codes])
     labels = torch.full((len(codes), max(1, int(lengths.max()))), vocabulary.blank)
@@ -560,15 +555,15 @@ def check_rate(rate: int) -> None:
     """Raise ValueError for sound that is not at 16 kHz: at another rate every phone has another spectrum."""
     if rate != SAMPLE_RATE:
         raise ValueError(
-            f"the sound is at {rate:,} Hz, wav2vec 2.0 hears {SAMPLE_RATE:,}: pass it through "
+            f"the sound is at {rate:,} Hz, wav2vec 2.0 needs {SAMPLE_RATE:,}: pass it through "
             "features.resample (or read it with features.read_audio, which does)."
         )
 
 
 def normalise_waves(x: Tensor, lengths: Tensor) -> Tensor:
     """`(batch, time)` with mean 0 and variance 1 over each utterance's own samples; padding becomes 0."""
-    inside = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
-    count = lengths[:, None].clamp(min=1)
+    inside = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # (batch, time)
+    count = lengths[:, None].clamp(min=1)  # (batch, 1)
     mean = (x * inside).sum(1, keepdim=True) / count
     centred = (x - mean) * inside
     variance = centred.square().sum(1, keepdim=True) / count

@@ -1,4 +1,4 @@
-"""Day 7's networks for spoken words of one second: three front ends, three networks, one frame around them."""
+"""A network for spoken words of one second: a 2-D CNN over log-mel, its augmentation, its shipped weights."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Activation = Callable[[], nn.Module]
 
 
 class CNN2d(nn.Module):
-    """The spectrogram as an image: a 5 x 5 convolution with stride 2, three of 3 x 3, each halved by pooling.
+    """The spectrogram as an image: a 5 x 5 convolution with stride 2, then three 3 x 3 ones, each with pooling.
 
-    `(batch, channels, frames)` to `(batch, out_features)`: mean over time, the frequencies stay apart.
-    A filter may move in frequency, so a higher voice is the same picture a little further up.
+    `(batch, channels, frames)` to `(batch, out_features)`: the mean over time, frequencies kept separate.
+    Filters are shared over frequency, so a higher voice is the same pattern a little further up.
     """
 
     def __init__(self, channels: int, width: int = 24, activation: Activation = nn.ReLU) -> None:
@@ -39,11 +39,11 @@ class CNN2d(nn.Module):
             nn.BatchNorm2d(width),
             activation(),
         ]
-        for before, after in ((1, 2), (2, 3), (3, 4)):
+        for i in (1, 2, 3):
             layers += [
-                nn.Conv2d(before * width, after * width, 3, padding=1, bias=False),
+                nn.Conv2d(i * width, (i + 1) * width, 3, padding=1, bias=False),
                 nn.MaxPool2d(2),
-                nn.BatchNorm2d(after * width),
+                nn.BatchNorm2d((i + 1) * width),
                 activation(),
             ]
         layers = nn.Sequential(*layers)
@@ -51,16 +51,17 @@ class CNN2d(nn.Module):
         self.out_features = 4 * width * (channels // 16)
 
     def forward(self, features: Tensor) -> Tensor:
-        image = features.unsqueeze(1).contiguous(memory_format=torch.channels_last)
-        return self.layers(image).mean(3).flatten(1)
+        image = features.unsqueeze(1)  # (batch, 1, channels, frames)
+        image = image.contiguous(memory_format=torch.channels_last)
+        return self.layers(image).mean(3).flatten(1)  # (batch, 4 width x channels / 16)
 
 
 class KeywordNet(nn.Module):
-    """One level for all, front end, normalisation, SpecAugment (in training), network, dropout, linear layer.
+    """Level, front end, normalisation, SpecAugment (in training), network, dropout, linear layer.
 
-    `(batch, time)` waves, float in -1..1 or int16, to logits `(batch, classes)`. `masks` are the most
-    hidden frames and channels of SpecAugment, (0, 0) for none; `level` is what each wave is brought to, in dB
-    of full scale, None for as it is. Works for any length of wave.
+    Waves `(batch, time)` of any length, float in -1..1 or int16, to logits `(batch, classes)`. `masks` are the
+    largest numbers of frames and channels that SpecAugment masks, (0, 0) for none. `level` is the level that each
+    wave is brought to (dB of full scale); None leaves it.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class KeywordNet(nn.Module):
         self.head = nn.Linear(network.out_features, classes)
 
     def features(self, wave: Tensor) -> Tensor:
-        """The normalised features that the network sees, `(batch, channels, frames)`."""
+        """The network's input: normalised features `(batch, channels, frames)`."""
         wave = as_float(wave)
         if self.level is not None:
             wave = to_level(wave, self.level)
@@ -99,11 +100,10 @@ Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 def augmentation(
     noises: Mapping[str, torch.Tensor], strength: float = 1.0, noisy: float = 0.3
 ) -> Augment:
-    """Speed, shift, microphone and noise on a whole batch, scaled by one number; 0 is no change.
+    """Augmentation by speed, shift, microphone and noise on a whole batch; `strength` 0 changes nothing.
 
     At strength 1: speed by up to 15 %, shift by up to 100 ms, another microphone (see
-    `features.change_microphone`), and in a share `noisy` of the clips noise at 0 to 25 dB. The noises are
-    brought to one level and joined.
+    `augment.change_microphone`), and noise at 0 to 25 dB in a fraction `noisy` of the clips.
     """
     noise = join_noises(noises)
 
@@ -124,26 +124,25 @@ def augmentation(
 
 
 SPEEDS = (1.0, 0.92, 1.08)
-"""At which a recording is played to the recogniser, as a share of its own speed."""
+"""Playing speeds that `probabilities` averages over."""
 
 
 def probabilities(
     model: KeywordNet, wave: torch.Tensor, speeds: Sequence[float] = SPEEDS
 ) -> torch.Tensor:
-    """Probabilities `(batch, classes)` of `(batch, time)` waves, the mean over several playing speeds.
+    """Probabilities `(batch, classes)` of waves `(batch, time)`, the mean over several playing speeds.
 
-    A slower playing is a longer vocal tract: the same word by somebody else. Averaging such answers costs
-    as many times the work (test-time augmentation).
+    Test-time augmentation: played slower, a voice has a longer vocal tract. Costs one pass per speed.
     """
     wave = as_float(wave)
-    answers = [predict(model, play_at(wave, s)).softmax(1) for s in speeds]
-    return torch.stack(answers).mean(0)
+    outputs = [predict(model, play_at(wave, s)).softmax(1) for s in speeds]
+    return torch.stack(outputs).mean(0)
 
 
 def load_kept(device: torch.device | str = "cpu") -> tuple[KeywordNet, list[str]]:
-    """The recogniser that Day 7 keeps and its words, on `device` in evaluation mode.
+    """Day 7's shipped recogniser, in evaluation mode on `device`, and its words.
 
-    Raises FileNotFoundError when the day was not run, ValueError when its card names another network than the
+    Raises FileNotFoundError when Day 7 has not run, ValueError when its card is of another network than the
     2-D CNN over log-mel.
     """
     path = days.get(7).folder / "checkpoints" / "keywords.safetensors"

@@ -39,7 +39,7 @@ def play_at(wave: Tensor, speed: float) -> Tensor:
 def change_speed(
     wave: Tensor, generator: torch.Generator, max_change: float = 0.15, groups: int = 4
 ) -> Tensor:
-    """Play `(batch, time)` faster or slower by up to `max_change`, a fraction (speed perturbation, Ko et al., 2015).
+    """Play `(batch, time)` faster or slower by up to the fraction `max_change` (Ko et al., 2015).
 
     The batch is divided into `groups`, each with its own factor; see `play_at`.
     """
