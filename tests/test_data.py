@@ -90,7 +90,7 @@ def test_study_without_data_and_network_names_three_ways_on(tmp_path, monkeypatc
     dead = catalogue.Remote(("http://127.0.0.1:9/x.gz",), 10, "md5:0")
     offline = dataclasses.replace(catalogue.SOURCES["mnist"], files=(dead,))
     monkeypatch.setitem(catalogue.SOURCES, "mnist", offline)
-    with pytest.raises(sources.DataError, match="Three ways on"):
+    with pytest.raises(sources.DataError, match="Three ways to continue"):
         data.mnist("study")
 
 
@@ -230,5 +230,5 @@ def test_a_complete_librispeech_part_needs_no_known_digest(tmp_path):
 def test_a_set_without_a_checksummed_archive_says_how_to_fetch_it(tmp_path):
     with pytest.raises(sources.DataError, match="git clone https://github.com/rhasspy"):
         sources.fetch("kathleen", tmp_path)
-    with pytest.raises(sources.DataError, match=r"Three ways on(.|\n)*git clone"):
+    with pytest.raises(sources.DataError, match=r"Three ways to continue(.|\n)*git clone"):
         sources.ensure_available("noise", tmp_path)

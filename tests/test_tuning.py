@@ -35,7 +35,7 @@ WORKER = """
         time.sleep(pause)
         return -(x - 0.3) ** 2
 
-    tuning.search(path, objective, trials, "tpe", say=lambda s: None)
+    tuning.search(path, objective, trials, "tpe")
 """
 
 
@@ -97,7 +97,6 @@ def test_a_search_repeats_itself_with_its_seed(tmp_path):
             lambda t: -((t.suggest_float("x", 0, 1) - 0.3) ** 2),
             12,
             seed=seed,
-            say=lambda s: None,
         )
         return [t.params["x"] for t in search.finished(study)]
 
@@ -112,7 +111,7 @@ def test_a_diverged_trial_counts_and_the_search_goes_on(tmp_path):
             raise optuna.TrialPruned
         return trial.suggest_float("x", 0, 1)
 
-    study = tuning.search(tmp_path / "s.journal", objective, 5, say=lambda s: None)
+    study = tuning.search(tmp_path / "s.journal", objective, 5)
     states = [t.state for t in study.get_trials()]
     assert len(states) == 5
     assert states[1:3] == [TrialState.FAIL, TrialState.PRUNED]
@@ -124,13 +123,13 @@ def test_an_unknown_error_ends_the_worker(tmp_path):
         raise KeyError("a bug")
 
     with pytest.raises(KeyError):
-        tuning.search(tmp_path / "s.journal", objective, 2, say=lambda s: None)
+        tuning.search(tmp_path / "s.journal", objective, 2)
 
 
 def test_a_study_of_other_code_is_not_joined(tmp_path):
     def run(code):
         return tuning.search(
-            tmp_path / "s.journal", lambda t: t.suggest_float("x", 0, 1), 2, say=print, code=code
+            tmp_path / "s.journal", lambda t: t.suggest_float("x", 0, 1), 2, code=code
         )
 
     assert len(run("aaaa").get_trials()) == 2
@@ -145,7 +144,7 @@ def test_only_code_that_the_day_imports_stops_a_search(tmp_path, repository):
 
     def run(trials):
         code = days.code_version(folder, notebooks=False)
-        study = tuning.search(path, lambda t: 0.0, trials, say=print, code=code)
+        study = tuning.search(path, lambda t: 0.0, trials, code=code)
         return len(study.get_trials())
 
     assert run(1) == 1
@@ -170,7 +169,7 @@ def test_a_rehearsal_that_other_code_began_begins_anew(tmp_path, monkeypatch):
             drawn.append(trial.number)
             return trial.suggest_float("x", 0, 1)
 
-        tuning.search(path, objective, 2, say=lambda text: None, code=code)
+        tuning.search(path, objective, 2, code=code)
         assert drawn == numbers
 
 

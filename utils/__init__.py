@@ -1,6 +1,10 @@
-"""What two days share: device, data, training loop, logger, metrics, pictures.
+"""What two days or more share. Three rules, tested in `tests/test_house.py`:
 
-Modules import each other only downwards: `days`, `device`, `metrics` and `plots` stand at the bottom, `data` and
-`logger` on them, `training` above, the command line (`python -m tools`) on top. Import the module you
-need (`from utils import data`); nothing heavy is loaded before that.
+1. `utils` imports neither `tools`, `bench` nor a day. `utils/*.py` is for nearly every day, `utils/speech` for the
+   sound of Days 7 to 14, `utils/models` for networks that two days share, `utils/sources` for getting the data.
+2. A day imports libraries, `utils` and the modules of its own folder, never another day.
+3. Nothing imports `tools` or `bench`.
+
+Modules import each other only downwards: `days`, `device` and `metrics` are at the bottom, `sources`, `data`,
+`plots` and `logger` above them, then `training` and `tuning`.
 """

@@ -16,7 +16,7 @@ from .sources.catalogue import CIFAR10_BATCHES, SPLITS, read_cifar10_batch, read
 
 @dataclass
 class Split:
-    """Examples in memory: `x` `(items, ...)` and `y` `(items,)` of class numbers, on one device."""
+    """Examples in memory on one device: `x` `(items, ...)`, and `y` `(items,)` of class numbers."""
 
     x: torch.Tensor
     y: torch.Tensor
@@ -33,7 +33,7 @@ class Split:
 
 @dataclass
 class Images:
-    """An image set in three parts. `name` goes into the results table."""
+    """An image set in three splits; `name` is its name in results tables."""
 
     name: str
     train: Split
@@ -54,8 +54,8 @@ def mnist(profile: str) -> Images:
     """Handwritten digits, `x` `(items, 1, 28, 28)` with mean 0 and deviation 1 over the set.
 
     quick: the bundled sample `sample-digits` (1,797 digits, UCI via scikit-learn). study, full: MNIST
-    (LeCun et al., 1998), whose 60,000 training images are parted into 55,000 and the 5,000 of the
-    committed list `splits/mnist_validation.txt`. Raises DataError when MNIST cannot be had.
+    (LeCun et al., 1998); 5,000 of its 60,000 training images, by the committed list
+    `splits/mnist_validation.txt`, are the validation set. Raises DataError when MNIST is not available.
     """
     classes = [str(digit) for digit in range(10)]
     if check_profile(profile) == "quick":
@@ -83,9 +83,9 @@ CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 def cifar10(profile: str) -> Images:
     """Small colour images in ten classes, `x` `(items, 3, 32, 32)`, normalised per channel.
 
-    quick: generated shapes, `sample-shapes`. study, full: CIFAR-10 (Krizhevsky, 2009) from the batch
-    files, its 50,000 training images parted into 45,000 and the 5,000 of the committed list
-    `splits/cifar10_validation.txt`. Raises DataError when it cannot be had.
+    quick: generated shapes, `sample-shapes`. study, full: CIFAR-10 (Krizhevsky, 2009) from the batch files; 5,000
+    of its 50,000 training images, by the committed list `splits/cifar10_validation.txt`, are the validation set.
+    Raises DataError when it is not available.
     """
     if check_profile(profile) == "quick":
         from .sample import SHAPES, shapes
@@ -112,7 +112,7 @@ CIFAR10_CLASSES = (
 
 
 def hold_out(split: Split, numbers: list[int]) -> tuple[Split, Split]:
-    """The split without the items of these numbers, and those items."""
+    """The split without the items with these numbers, and those items."""
     held_out = torch.tensor(numbers)
     keep = torch.ones(len(split), dtype=torch.bool)
     keep[held_out] = False
@@ -120,16 +120,16 @@ def hold_out(split: Split, numbers: list[int]) -> tuple[Split, Split]:
 
 
 def read_split(name: str) -> list[int]:
-    """The numbers of a committed list `utils/splits/NAME.txt` (one a line, `#` begins a comment)."""
+    """The numbers in a committed list `utils/splits/NAME.txt` (one per line, `#` begins a comment)."""
     return [int(line) for line in read_lines(SPLITS / f"{name}.txt")]
 
 
 class Batches:
-    """Mini-batches of a split that is wholly in memory: no workers, no copies, no Python per item.
+    """Mini-batches of a split in memory: no worker processes, no copies, no Python code per item.
 
-    The order of epoch `e` depends on `seed` and `e` alone, so a run that was killed goes on with
-    the very batches that it would have had. `augment(x, generator)` changes a whole batch at once.
-    The last, smaller batch is left out in training (`drop_last`), as batch norm wants.
+    The order of an epoch depends on `seed` and its number alone (`epoch_seed`). `augment(x, generator)` changes a
+    whole batch at once. `drop_last` leaves out the last, smaller batch, whose statistics would be too noisy for
+    batch norm. Raises ValueError for a batch size larger than the split.
     """
 
     def __init__(
@@ -171,8 +171,7 @@ class Batches:
 def random_shift(x: torch.Tensor, generator: torch.Generator, pixels: int = 2) -> torch.Tensor:
     """Shift each image of `(batch, channels, height, width)` by up to `pixels`, all at once.
 
-    What comes in at the border repeats the border. The draws come from the CPU `generator` on every
-    device, so that runs can be compared.
+    The border is repeated. The CPU `generator` draws on every device, so that runs can be compared.
     """
     n, _, height, width = x.shape
     padded = torch.nn.functional.pad(x, (pixels,) * 4, mode="replicate").permute(0, 2, 3, 1)
@@ -184,6 +183,6 @@ def random_shift(x: torch.Tensor, generator: torch.Generator, pixels: int = 2) -
 
 
 def random_flip(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Mirror each image of `(batch, channels, height, width)` left to right with probability 1/2."""
+    """Mirror each image of `(batch, channels, height, width)` horizontally with probability 1/2."""
     mirrored = (torch.rand(len(x), generator=generator) < 0.5).to(x.device)
     return torch.where(mirrored[:, None, None, None], x.flip(3), x)

@@ -19,9 +19,9 @@ PROFILES = ("quick", "study", "full")
 
 @dataclass(frozen=True)
 class Day:
-    """One day: its number, the name of its folder after `DayNN_`, the column of its headline, its data sets.
+    """One day: its number, the name of its folder after `DayNN_`, its headline column, its data sets.
 
-    `reads` are the days whose files of the same profile its notebook takes, where they are there.
+    `reads` are the days whose files of the same profile its notebook reads if they exist.
     """
 
     number: int
@@ -48,7 +48,7 @@ class Day:
         return self.folder if check_profile(profile) != "quick" else runs("quick") / self.name
 
     def table(self, profile: str = "study") -> Path:
-        """The CSV of a profile's runs, whether it is there or not."""
+        """The path of the CSV of a profile's runs."""
         return self.output(profile) / f"{self.name}_params.csv"
 
 
@@ -73,7 +73,7 @@ ALL = (
 
 
 def using(data_set: str) -> tuple[int, ...]:
-    """Numbers of the days whose study profile needs a data set (a key of `data.SOURCES`)."""
+    """Numbers of the days whose study profile needs a data set (a key of `sources.toml`)."""
     return tuple(day.number for day in ALL if data_set in day.sets)
 
 
@@ -86,12 +86,12 @@ def get(key: int | str) -> Day:
 
 
 def existing() -> list[Day]:
-    """The days whose notebook is in this repository, in order."""
+    """The days whose notebook exists in this repository, in order."""
     return [day for day in ALL if day.notebook.exists()]
 
 
 def check_profile(profile: str) -> str:
-    """The profile itself. Raises ValueError when it is none of quick, study, full."""
+    """The profile itself. Raises ValueError if it is not quick, study or full."""
     if profile not in PROFILES:
         raise ValueError(f"PROFILE = {profile!r} is unknown: write one of {', '.join(PROFILES)}.")
     return profile

@@ -1,4 +1,4 @@
-"""Which device computes, what it is, and how to repeat a run on it."""
+"""The device: choosing and describing it, seeds, mixed precision."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torch
 def pick_device(name: str | None = None) -> torch.device:
     """The device to compute on: `name`, else `$STUDY_DEVICE`, else CUDA, MPS, CPU in this order.
 
-    Raises RuntimeError when a device is asked for by name and this machine does not have it:
-    a wish is never quietly replaced by something slower.
+    Raises RuntimeError when this machine does not have the device that was named: it is never silently replaced by
+    a slower one.
     """
     wish = name or os.environ.get("STUDY_DEVICE")
     have = {
@@ -33,20 +33,20 @@ def pick_device(name: str | None = None) -> torch.device:
     if not have[kind] or (kind == "cuda" and index >= torch.cuda.device_count()):
         there = ", ".join(kind for kind, ok in have.items() if ok)
         raise RuntimeError(
-            f"STUDY_DEVICE={wish!r} was asked for, but torch {torch.__version__} sees only: {there}. "
+            f"STUDY_DEVICE={wish!r} is not available: torch {torch.__version__} sees only: {there}. "
             "Unset STUDY_DEVICE, or run `make doctor` to see why the device is missing."
         )
     return torch.device(wish)
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     usable = getattr(os, "sched_getaffinity", None)  # not on a Mac
     return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def device_name(device: torch.device | None = None) -> str:
-    """The product's name, e.g. `NVIDIA H100` or `Intel(R) Xeon(R) Processor`, for the results table."""
+    """The product name, e.g. `NVIDIA H100` or `Intel(R) Xeon(R) Processor`, for the results table."""
     device = device or pick_device()
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -61,7 +61,7 @@ def device_name(device: torch.device | None = None) -> str:
 
 
 def describe_machine(device: torch.device | None = None) -> str:
-    """One line that belongs above every number: device, cores, versions, arithmetic in use."""
+    """Device, threads, arithmetic and versions in one line."""
     device = device or pick_device()
     gains = "bfloat16" if gains_bf16(device) else "float32"
     return (
@@ -74,8 +74,8 @@ def describe_machine(device: torch.device | None = None) -> str:
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (CPU and every GPU).
 
-    On one machine and one version the same seed gives the same numbers on the CPU. A GPU adds in
-    another order from run to run, so there the last digits may differ.
+    On one machine and one version the same seed gives the same numbers on the CPU. A GPU sums in a different order
+    in each run, so the last digits may differ.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  libraries that still use the global state
@@ -83,7 +83,7 @@ def seed_everything(seed: int) -> None:
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """The seed of one epoch, so that a run that was killed continues with the batches that it would have had."""
+    """The seed of one epoch: a run that was killed continues with the batches that it would have had."""
     return seed * 100_003 + epoch
 
 
@@ -91,7 +91,7 @@ def gains_bf16(device: torch.device) -> bool:
     """Whether bfloat16 is faster than float32 here: GPUs from Ampere on, CPUs with AMX or AVX512-BF16.
 
     Measured on two cores: with AMX (Xeon) Day 3's network trains 1.5 times faster, with AVX512-BF16
-    (EPYC) Day 4's networks 1.6 times. Another CPU emulates bfloat16 and loses; MPS is left in float32,
+    (EPYC) Day 4's networks 1.6 times. Other CPUs emulate bfloat16 and are slower with it; MPS stays in float32,
     where every operation exists.
     """
     if device.type == "cuda":
@@ -103,7 +103,7 @@ def gains_bf16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, enabled: bool = True) -> contextlib.AbstractContextManager:
-    """`torch.autocast` in bfloat16 where the device gains from it, else a context that does nothing.
+    """`torch.autocast` in bfloat16 where the device is faster with it, else a context that does nothing.
 
     bfloat16 keeps float32's range, so no gradient scaler is needed (Kalamkar et al., 2019,
     arXiv:1905.12322).
@@ -114,7 +114,7 @@ def autocast(device: torch.device, enabled: bool = True) -> contextlib.AbstractC
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has finished: call it before reading a clock."""
+    """Wait until the device has finished; call it before you read a clock."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

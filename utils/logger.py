@@ -45,17 +45,12 @@ def run_id(profile: str, dataset: str, seed: int, config: Mapping[str, Any]) -> 
 
 def git(*arguments: str) -> str:
     """The stripped output of a git command in this repository; empty when it fails or git is missing."""
+    command = ["git", "-C", str(days.ROOT), *arguments]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(days.ROOT), *arguments],
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=20,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(command, capture_output=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return done.stdout.decode().strip()
 
 
 def code_commit(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Numbers that are compared: accuracy, spread over seeds, and whether a difference is real."""
+"""Accuracy, mean and deviation over seeds, and bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 
 def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of rows whose largest logit is at the label, 0 to 1.
+    """Fraction of rows whose largest logit is at the label, 0 to 1.
 
-    `logits` is `(batch, classes)`, `labels` is `(batch,)` of class numbers. Raises ValueError on
-    an empty batch or on shapes that do not fit.
+    `logits` is `(batch, classes)`, `labels` `(batch,)` of class numbers. Raises ValueError for an empty batch and
+    for shapes that do not fit.
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
         raise ValueError(
@@ -37,7 +37,7 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation over seeds. Raises ValueError on an empty sequence."""
+    """Mean and standard deviation over seeds. Raises ValueError for an empty sequence."""
     x = np.asarray(list(values), dtype=float)
     if not x.size:
         raise ValueError("spread needs at least one value")
@@ -63,7 +63,7 @@ class Difference(Interval):
 
     @classmethod
     def of(cls, interval: Interval) -> Difference:
-        """An interval of differences, read as one."""
+        """The same interval as a difference."""
         return cls(interval.mean, interval.low, interval.high)
 
     @property
@@ -85,9 +85,9 @@ def bootstrap_difference(
 ) -> Difference:
     """Paired bootstrap of two systems on the same test items (Efron & Tibshirani, 1993, ch. 13).
 
-    `a` and `b` are scores per item, `(items,)`, e.g. 1 for right and 0 for wrong. Items that belong
-    together (the clips of one speaker) share an entry of `groups` and are drawn together, since they
-    are not independent. Raises ValueError when the lengths differ.
+    `a` and `b` are scores per item, `(items,)`, e.g. 1 for correct and 0 for wrong. Items that are not independent
+    (the clips of one speaker) have the same entry in `groups` and are drawn together. Raises ValueError when the
+    lengths differ.
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape or a.ndim != 1 or not a.size:
@@ -104,9 +104,8 @@ def bootstrap_ratio(
 ) -> Interval:
     """sum(numerators) / sum(denominators) with its 95 % bootstrap interval, e.g. errors over words: a WER.
 
-    Both are `(items,)`; `groups` as in `bootstrap_difference`. Differences of errors as numerators give
-    the difference of two rates. Raises ValueError when the lengths differ or nothing is in the
-    denominators.
+    Both are `(items,)`; `groups` as in `bootstrap_difference`. Differences of errors as numerators give the
+    difference of two error rates. Raises ValueError when the lengths differ or the denominators sum to 0.
     """
     top, bottom = (np.asarray(x, dtype=float) for x in (numerators, denominators))
     if top.shape != bottom.shape or top.ndim != 1 or not bottom.sum() > 0:
@@ -130,5 +129,5 @@ def bootstrap_ratio(
 def bootstrap_mean(
     values: Sequence[float], groups: Sequence | None = None, resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """Mean of scores per item `(items,)` with its bootstrap interval, drawn by `groups` (speakers) where given."""
+    """Mean of scores per item `(items,)` with its bootstrap interval, drawn by `groups` (speakers) if given."""
     return bootstrap_ratio(values, np.ones(len(values)), groups, resamples, seed)

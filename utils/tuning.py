@@ -1,8 +1,7 @@
-"""Searches that can be stopped and shared: thin over Optuna, one journal file per study.
+"""Searches that can be stopped and shared: a thin layer over Optuna, one journal file per study.
 
-A study lives in `runs/<profile>/<day>/<name>.journal`. Any number of workers on any number of nodes
-that see this file join it; kill one at any moment and at most its running trial is lost, which the next
-worker to start on that machine puts back into the queue.
+A study is a file `runs/<profile>/<day>/<name>.journal`. Any number of workers, on all nodes that share this file,
+can join it. If one is killed, only its running trial is lost, and the next worker on that machine queues it again.
 """
 
 from __future__ import annotations
@@ -31,14 +30,13 @@ SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
         seed=seed, n_startup_trials=8, multivariate=True, constant_liar=True
     ),
 }
-"""Ways to choose the next trial: blindly, or by a density of good and bad ones (Bergstra et al., 2011)."""
+"""How the next trial is chosen: at random, or by densities of good and bad trials (TPE; Bergstra et al., 2011)."""
 
 
-def open_study(path: Path, direction: str = "maximize") -> optuna.Study:
-    """The study in this journal file, made where it is not there yet. The file's stem is its name.
+def open_study(path: Path) -> optuna.Study:
+    """The study in this journal file, which is created if necessary; the file's stem is its name.
 
-    A trial is pruned when after its fifth epoch or later it lies among the worst two fifths of the earlier trials
-    at the same epoch.
+    From its fifth epoch on a trial is pruned if its value is among the worst 40 % of earlier trials at that epoch.
     """
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -48,7 +46,7 @@ def open_study(path: Path, direction: str = "maximize") -> optuna.Study:
     return optuna.create_study(
         study_name=path.stem,
         storage=JournalStorage(JournalFileBackend(str(path))),
-        direction=direction,
+        direction="maximize",
         load_if_exists=True,
         pruner=optuna.pruners.PercentilePruner(60.0, n_startup_trials=8, n_warmup_steps=5),
     )
@@ -119,12 +117,12 @@ def run_trial(
 
 
 def worker_name() -> str:
-    """`host:pid:start`: a process that can be told from any other, also after a reboot."""
+    """`host:pid:start`: identifies a process, also after a reboot."""
     return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
 
 
 def _started(pid: int) -> str:
-    """When the process began, in clock ticks since boot; empty where it is not there or not Linux."""
+    """When the process began, in clock ticks since boot; empty if there is no such process or no /proc."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
     except (OSError, IndexError):
@@ -132,9 +130,8 @@ def _started(pid: int) -> str:
 
 
 def is_dead(worker: str) -> bool:
-    """Whether this worker ran on this machine and runs no more. Of another machine one cannot know: False."""
-    host, _, rest = worker.partition(":")
-    pid, _, started = rest.partition(":")
+    """Whether this worker ran on this machine and has ended; False for a worker of another machine."""
+    host, pid, started = (*worker.split(":"), "", "")[:3]
     if host != socket.gethostname() or not pid.isdigit():
         return False
     try:
@@ -147,17 +144,14 @@ def is_dead(worker: str) -> bool:
 
 
 def put_back(study: optuna.Study) -> list[int]:
-    """Trials whose worker was killed become failed and are queued again, once; returns their numbers."""
-    lost = [
-        t
-        for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        if is_dead(t.user_attrs.get("worker", ""))
-    ]
+    """Fail the trials whose worker was killed and queue each again, once; returns their numbers."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    lost = [trial for trial in running if is_dead(trial.user_attrs.get("worker", ""))]
     for trial in lost:
         study.tell(trial.number, state=TrialState.FAIL)
         if trial.params:
             study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
-    return [t.number for t in lost]
+    return [trial.number for trial in lost]
 
 
 def search(
@@ -166,53 +160,49 @@ def search(
     trials: int,
     sampler: str = "tpe",
     seed: int = 0,
-    say: Callable[[str], None] = print,
-    catch: tuple[type[Exception], ...] = (FloatingPointError,),
     code: str = "",
 ) -> optuna.Study:
-    """Work on the study until it has `trials` finished (complete or pruned) or running trials.
+    """Work on the study until it has `trials` finished (complete, pruned or diverged) or running trials.
 
-    Trial k is drawn by a sampler seeded with `seed + k`, so a search that was stopped goes on as it
-    would have, and two workers draw different trials. `objective(trial)` returns the value or raises
-    `optuna.TrialPruned`; exceptions in `catch` (a diverged training) make a failed trial, others end
-    the worker. `code` names the code of the training (`days.code_version`). Raises ValueError for an unknown
-    sampler, and for a study that other code began: its scores are of another training. A rehearsal of the
-    quick profile begins anew instead.
+    Trial k is drawn by a sampler seeded with `seed + k`, so a search that was stopped continues as it would have,
+    and two workers draw different trials. `objective(trial)` returns the value or raises `optuna.TrialPruned`. A
+    FloatingPointError (a diverged run) makes a failed trial; any other exception ends the worker. `code` names the
+    code of the training (`days.code_version`). Raises ValueError for an unknown sampler, and for a study that was
+    begun by other code, whose scores cannot be compared; in the quick profile such a study is begun anew.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler {sampler!r}: write one of {', '.join(SAMPLERS)}")
     study = open_study(path)
     lock = FileLock(str(path.with_name(f".{path.name}.draw.lock")))
     with lock:
-        begun = study.user_attrs.get("code", code)
-        if begun != code and days.runs("quick") in path.parents:
+        if study.user_attrs.get("code", code) != code:
+            if days.runs("quick") not in path.parents:
+                raise ValueError(
+                    f"the study {path.name} was begun by other code (commit {study.user_attrs['commit']}): "
+                    f"delete {path.name} to begin anew, or check that commit out to continue"
+                )
             path.unlink()
             study = open_study(path)
-        elif begun != code:
-            raise ValueError(
-                f"the study {path.name} was begun by other code (commit {study.user_attrs['commit']}): "
-                f"delete {path.name} to begin anew, or check that commit out to continue"
-            )
         if "code" not in study.user_attrs:
             study.set_user_attr("code", code)
             study.set_user_attr("commit", git("rev-parse", "--short=10", "HEAD") or "none")
     while True:
-        with lock:  # count and draw at once: two workers never take one place
+        with lock:  # count and draw at once, so that two workers never take the same trial
             for number in put_back(study):
-                say(f"{path.stem}: trial {number} was lost with its worker; queued again")
+                print(f"{path.stem}: trial {number} was lost with its worker; queued again")
             every = study.get_trials(deepcopy=False)
             taken = sum(t.state in (*DONE, TrialState.RUNNING) for t in every)
-            failed = sum(t.state == TrialState.FAIL and "diverged" in t.user_attrs for t in every)
-            if taken + failed >= trials:
+            taken += sum(t.state == TrialState.FAIL and "diverged" in t.user_attrs for t in every)
+            if taken >= trials:
                 return study
             study.sampler = SAMPLERS[sampler](seed + len(every))
             trial = study.ask()
             trial.set_user_attr("worker", worker_name())
-        say(f"{path.stem}: trial {trial.number} begins ({taken + failed} of {trials} taken)")
+        print(f"{path.stem}: trial {trial.number} begins ({taken} of {trials} taken)")
         try:
             study.tell(trial, objective(trial))
         except optuna.TrialPruned:
             study.tell(trial, state=TrialState.PRUNED)
-        except catch as error:
+        except FloatingPointError as error:
             trial.set_user_attr("diverged", str(error)[:200])
             study.tell(trial, state=TrialState.FAIL)

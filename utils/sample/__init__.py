@@ -1,4 +1,4 @@
-"""The bundled sample: what the quick profile runs on, with no network and no download."""
+"""The bundled images of the quick profile: no network, no download."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
     """1,797 handwritten digits, `x` `(1797, 1, 28, 28)` normalised, `y` `(1797,)`.
 
-    scikit-learn's `load_digits` (UCI Optical Recognition of Handwritten Digits, CC BY 4.0): 8 x 8
-    pixels of 0..16, here enlarged to MNIST's size in an order that is shuffled once and for all.
+    scikit-learn's `load_digits` (UCI Optical Recognition of Handwritten Digits, CC BY 4.0): 8 x 8 pixels of 0..16,
+    enlarged to MNIST's size, in a fixed random order.
     """
     from sklearn.datasets import load_digits
 
@@ -30,7 +30,7 @@ SHAPES = (
 def shapes(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`count` generated colour images in the ten classes of SHAPES, `x` `(count, 3, 32, 32)`, `y` `(count,)`.
 
-    Place, size, colours and noise are drawn for each image from a fixed seed; mean 0, deviation 1.
+    Position, size, colours and noise of each image are drawn from a fixed seed; mean 0, deviation 1.
     """
     g = torch.Generator().manual_seed(0)
 

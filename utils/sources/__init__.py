@@ -54,7 +54,7 @@ def identify(name: str, root: Path | None = None) -> str:
 
 
 def fetch(name: str, root: Path | None = None, bar: bool = True) -> Path:
-    """Fetch, verify and unpack a set; does nothing when it is there. Returns the root.
+    """Fetch, verify and unpack a set unless it is on disk. Returns the root.
 
     Raises DataError in one sentence: no network, wrong checksum, full disk, refused archive.
     """
@@ -73,7 +73,7 @@ def fetch(name: str, root: Path | None = None, bar: bool = True) -> Path:
         archives = [download_file(remote, downloads, bar=bar) for remote in entry.files]
     except PermissionError as e:
         raise DataError(
-            f"{e.filename} cannot be written. Choose another place with STUDY_DATA=/path."
+            f"{e.filename} cannot be written. Choose another folder with STUDY_DATA=/path."
         ) from e
     for archive in archives:
         unpack(archive, root / entry.folder, limit=entry.unpacked_bytes)
@@ -88,9 +88,9 @@ def fetch(name: str, root: Path | None = None, bar: bool = True) -> Path:
 
 
 def ensure_available(name: str, root: Path | None = None) -> str:
-    """Make sure that a set is on disk, fetching it where there is network; return what it is.
+    """Make sure that a set is on disk, fetching it where there is network; returns what it is (`identify`).
 
-    Raises DataError with the three ways on when it is not there and cannot be fetched.
+    Raises DataError, which names three ways to continue, when it is missing and cannot be fetched.
     """
     root, entry = root or data_root(), catalogue.source(name)
     if not is_here(name, root):
@@ -99,9 +99,9 @@ def ensure_available(name: str, root: Path | None = None) -> str:
         except DataError as e:
             day, held = using(name)[0], entry.expected_path or entry.folder
             raise DataError(
-                f"The data set {name} is not in {_shown(root)} and could not be fetched. Three ways on:\n"
+                f"The data set {name} is not in {_shown(root)} and could not be fetched. Three ways to continue:\n"
                 f"  1. where there is network:    make fetch DAY={day}\n"
-                f"  2. a copy that you have:      STUDY_DATA=/path  (a folder that holds {held})\n"
+                f"  2. a copy that you have:      STUDY_DATA=/path  (a folder that contains {held})\n"
                 f'  3. the bundled sample:        PROFILE = "quick"\n'
                 f"Why: {e}"
             ) from e
@@ -109,5 +109,5 @@ def ensure_available(name: str, root: Path | None = None) -> str:
 
 
 def _shown(path: Path) -> str:
-    """A path as a reader of the notebook may see it: without this machine's folders."""
+    """A path without this machine's folders, for messages that may be published in a notebook."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
