@@ -46,14 +46,9 @@ class StockImages(torch.utils.data.Dataset):
         self.pixels = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)[numbers]
         labels = np.array([label for _, some in batches for label in some])
         self.labels = labels[numbers].tolist()
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomCrop(32, padding=4),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(data.CIFAR10_MEAN, data.CIFAR10_STD),
-            ]
-        )
+        steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+        steps += [transforms.ToTensor(), transforms.Normalize(data.CIFAR10_MEAN, data.CIFAR10_STD)]
+        self.transform = transforms.Compose(steps)
 
     def __len__(self) -> int:
         return len(self.labels)

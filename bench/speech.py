@@ -86,16 +86,13 @@ def reading(words: corpora.Words, folder: Path) -> list[Claim]:
     ours = 128 * calls_per_second(batch)
     stock = calls_per_second(lambda i: read_file(paths[i % len(paths)]))
     claims = [Claim("reading clips/s, soundfile per file", stock, ours, "1/s", 5, higher=True)]
-    if importlib.util.find_spec("torchcodec"):
-        import torchaudio
+    if not importlib.util.find_spec("torchcodec"):
+        print("torchaudio.load: not measured, TorchCodec is not installed (make extras)")
+        return claims
+    import torchaudio
 
-        slow = calls_per_second(lambda i: torchaudio.load(paths[i % len(paths)]))
-        claims.append(
-            Claim("reading clips/s, torchaudio.load", slow, ours, "1/s", 100, higher=True)
-        )
-    else:
-        print("torchaudio.load: not measured, TorchCodec is not installed (pip install torchcodec)")
-    return claims
+    slow = calls_per_second(lambda i: torchaudio.load(paths[i % len(paths)]))
+    return [*claims, Claim("reading clips/s, torchaudio.load", slow, ours, "1/s", 100, higher=True)]
 
 
 def mel(words: corpora.Words) -> Claim:
@@ -103,20 +100,12 @@ def mel(words: corpora.Words) -> Claim:
     import librosa
 
     waves = as_float(words.train.x[:512])
-    arrays = waves.cpu().numpy()
+    arrays, front = waves.cpu().numpy(), LogMel(64).to(waves.device)
+    how = {"sr": SAMPLE_RATE, "n_fft": 512, "win_length": 400, "hop_length": 160, "n_mels": 64}
 
     def stock(i: int) -> None:
-        power = librosa.feature.melspectrogram(
-            y=arrays[i % len(arrays)],
-            sr=SAMPLE_RATE,
-            n_fft=512,
-            win_length=400,
-            hop_length=160,
-            n_mels=64,
-        )
-        np.log(power + 1e-6)
+        np.log(librosa.feature.melspectrogram(y=arrays[i % len(arrays)], **how) + 1e-6)
 
-    front = LogMel(64).to(waves.device)
     theirs = calls_per_second(stock)
     ours = len(waves) * calls_per_second(lambda i: front(waves), waves.device)
     return Claim("log-mel clips/s, librosa per clip", theirs, ours, "1/s", 5, higher=True)
@@ -140,28 +129,13 @@ def stock(words: corpora.Words, folder: Path) -> Race:
     return stock_race(resampled, loader, model, test, GOAL, schedule)
 
 
-def network(words: corpora.Words, **how) -> KeywordNet:
-    """Day 7's TC-ResNet on log-mels."""
-    return KeywordNet(LogMel(64), TCResNet(64, 1.5), len(words.classes), **how).to(
-        words.test.y.device
-    )
-
-
 def ours(words: corpora.Words, seed: int, epochs: int = 5) -> Race:
-    """Day 7's network on the resident clips, one cycle over a few epochs."""
+    """Day 7's TC-ResNet on log-mels of the resident clips, one cycle over a few epochs."""
     seed_everything(seed)
     batches = Batches(words.train, 64, seed=seed, augment=lambda x, g: as_float(x))
-    model = network(words, masks=(15, 5))
+    model = KeywordNet(LogMel(64), TCResNet(64, 1.5), len(words.classes), masks=(15, 5))
+    model = model.to(words.test.y.device)
     return our_race(model, batches, words.test, GOAL, epochs, 0.01, smoothing=0.1)
-
-
-def whole_step(words: corpora.Words) -> None:
-    """Print the clips per second from wave to logits and back, everything on the device."""
-    model, device = network(words), words.test.y.device
-    step = stock_step(model, torch.optim.Adam(model.parameters(), 1e-3), mixed=True)
-    x, y = words.train.x[:512], words.train.y[:512]
-    clips = len(y) * calls_per_second(lambda i: step(x, y), device)
-    print(f"wave to logits and back on {device.type}: {clips:,.0f} clips/s")
 
 
 def run() -> list[Claim]:
@@ -170,7 +144,6 @@ def run() -> list[Claim]:
     folder = catalogue.speech_commands_folder(sources.data_root())
     print(f"data: {words.name}")
     claims = [*reading(words, folder), mel(words)]
-    whole_step(words)
     print("stock recipe:")
     seconds, _, arrived = stock(words, folder)
     print("ours, three seeds:")
