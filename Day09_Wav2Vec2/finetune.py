@@ -1,6 +1,7 @@
-"""Day 9's grid: random against pretrained weights, at three shares of the labels: `python -m tools sweep --day 9`.
+"""Day 9's fine-tuning: the grid (`python -m tools sweep --day 9`) and the recognisers that the day ships.
 
-No search: eight trainings by one recipe, that are to be compared. Each takes some quarter of an hour of a core.
+The grid is no search: eight training runs with one recipe compare random with pretrained weights at three
+fractions of the labels. Each takes about a quarter of an hour on a CPU core.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ COLUMNS = (
 SHARES = {"random": (1.0, 0.3, 0.1), "pretrained": (1.0, 0.3, 0.1), "pretrained, full": (1.0, 0.1)}
 
 CELLS = tuple((init, labels) for init, some in SHARES.items() for labels in some)
-"""What is compared: the weights to begin with (random, or pretrained by the study or the full profile), and the
-share of the training speakers whose labels are used."""
+"""The grid: the initial weights (random, or pretrained by the study or the full profile), and the fraction of the
+training speakers whose labels are used."""
 
 
 def fraction_of_speakers(clips: Clips, fraction: float, seed: int = 0) -> Clips:
@@ -79,42 +80,15 @@ def fraction_of_speakers(clips: Clips, fraction: float, seed: int = 0) -> Clips:
     return clips.take(torch.tensor([s in chosen for s in clips.speakers]))
 
 
-def curriculum(
-    words: Words,
-    epochs: Sequence[tuple[int, tuple[int, int]]],
-    labels: float = 1.0,
-    different: int = 8,
-    variation: WaveAugmentation | None = None,
-    first: int = 100,
-) -> list[Utterances]:
-    """A training set for each epoch: so many sequences of so many words, e.g. `[(1000, (1, 2)), (500, (3, 6))]`.
-
-    From the clips of a fraction `labels` of the training speakers. After `different` epochs of one kind the first
-    one's sequences come again, as the same object. `first` is the seed of the first epoch of each kind.
-    """
-    clips = fraction_of_speakers(words.train, labels)
-
-    @cache
-    def spoken(count: int, lengths: tuple[int, int], seed: int) -> Utterances:
-        drawn = draw_sequences(clips, count, seed, lengths)
-        return speak_sequences(clips, words.classes, drawn, seed, variation)
-
-    seen, sets = Counter(), []
-    for kind in epochs:
-        sets.append(spoken(*kind, first + seen[kind] % different))
-        seen[kind] += 1
-    return sets
-
-
 @dataclass(frozen=True)
 class Recipe:
-    """One way for all cells: `short` epochs of sequences of one or two words, then `long` ones of three to six.
+    """A curriculum and its settings: `short` epochs of sequences of one or two words, then `long` of three to six.
 
-    A batch holds at most `seconds` of sound, padding included. Nothing is frozen, and in the grid nothing dropped:
-    so few steps cannot overfit, and random weights need all gradient that they can get. `mask` is SpecAugment's
-    share of frames, `head_lr` the rate of the letters' layer alone. `different` lessons of a kind are drawn before
-    the first comes again; `speed`, `noisy` and `microphone` vary them (`WaveAugmentation`), `dropout` is that of
-    the hidden layers.
+    `sequences` are the sequences in an epoch of either kind. A batch holds at most `seconds` of sound, padding
+    included. Nothing is frozen, and the grid has no dropout: so few steps cannot overfit. `mask` is SpecAugment's
+    fraction of frames, `head_lr` the learning rate of the output layer. After `different` epochs of a kind its
+    first sequences come again; `speed`, `noisy` and `microphone` are those of `WaveAugmentation`, `dropout` that
+    of the hidden layers.
     """
 
     short: int = 5
@@ -132,32 +106,39 @@ class Recipe:
     microphone: float = 0.0
 
     @property
-    def epochs(self) -> list[tuple[int, tuple[int, int]]]:
-        """What `connected_words.curriculum` wants."""
-        first, second = self.sequences
-        return [(first, (1, 2))] * self.short + [(second, (3, 6))] * self.long
-
-    @property
     def identity(self) -> dict[str, Any]:
-        """What makes two trainings by two recipes two rows."""
+        """The columns that distinguish the rows of two recipes."""
         (first, second), (short, long) = self.sequences, (self.short, self.long)
         lessons = f"{short}x{first} short, {long}x{second} long"
         if self.different < max(short, long):
             lessons += f", {self.different} different"
-        varied = {k: getattr(self, k) for k in ("speed", "noisy", "microphone", "dropout")}
-        lessons += "".join(f", {k} {v:g}" for k, v in varied.items() if v)
-        return {
-            "lr": self.lr, "head_lr": self.head_lr, "batch_size": self.batch_size, "mask": self.mask,
-            "lessons": lessons,
-        }  # fmt: skip
+        extras = {k: getattr(self, k) for k in ("speed", "noisy", "microphone", "dropout")}
+        lessons += "".join(f", {k} {v:g}" for k, v in extras.items() if v)
+        columns = {k: getattr(self, k) for k in ("lr", "head_lr", "batch_size", "mask")}
+        return columns | {"lessons": lessons}
 
-    def lessons(self, words: Words, labels: float, first: int = 100) -> list[Utterances]:
-        """What each epoch is taught, from the clips of the share `labels` of the training speakers."""
-        varied = None
+    def curriculum(self, words: Words, labels: float = 1.0, first: int = 100) -> list[Utterances]:
+        """A training set for each epoch, from the clips of a fraction `labels` of the training speakers.
+
+        `first` is the seed of the first epoch of each kind; an epoch that comes again is the same object.
+        """
+        clips = fraction_of_speakers(words.train, labels)
+        variation = None
         if self.speed or self.noisy or self.microphone:
             noise = join_noises(words.train_noise).cpu()
-            varied = WaveAugmentation(self.speed, self.noisy, noise, self.microphone)
-        return curriculum(words, self.epochs, labels, self.different, varied, first)
+            variation = WaveAugmentation(self.speed, self.noisy, noise, self.microphone)
+
+        @cache
+        def spoken(count: int, length: tuple[int, int], seed: int) -> Utterances:
+            drawn = draw_sequences(clips, count, seed, length)
+            return speak_sequences(clips, words.classes, drawn, seed, variation)
+
+        kinds = zip((self.short, self.long), self.sequences, ((1, 2), (3, 6)), strict=True)
+        return [
+            spoken(count, length, first + epoch % self.different)
+            for epochs, count, length in kinds
+            for epoch in range(epochs)
+        ]
 
     @property
     def settings(self) -> FineTuning:
@@ -172,16 +153,12 @@ RECIPE = {
     "quick": Recipe(short=1, long=1, sequences=(24, 12), batch_size=8),
     "study": Recipe(),
     "full": Recipe(short=10, long=30, sequences=(6000, 3000), seconds=120.0, batch_size=64),
-}  # fmt: skip
-
+}
+"""The recipe of the grid."""
 
 LONG = {
-    "quick": Recipe(
-        short=1, long=2, sequences=(24, 12), batch_size=8, speed=0.15, noisy=0.3,
-    ),
-    "study": Recipe(
-        short=18, long=30, dropout=0.1, different=100, speed=0.15, noisy=0.3
-    ),
+    "quick": Recipe(short=1, long=2, sequences=(24, 12), batch_size=8, speed=0.15, noisy=0.3),
+    "study": Recipe(short=18, long=30, dropout=0.1, different=100, speed=0.15, noisy=0.3),
     "full": Recipe(
         short=6, long=24, sequences=(4000, 4000), seconds=240.0, batch_size=64,
         dropout=0.1, different=20, speed=0.15, noisy=0.3, microphone=1.0,
@@ -189,9 +166,9 @@ LONG = {
 }  # fmt: skip
 """The recogniser that Day 9 ships: the pretrained weights, all labels, and many more or larger batches.
 
-Without variation (16 and 24 lessons, eight of each kind different, no dropout) it learned them by heart: training
-loss 0.05, on validation 0.51 and rising, WER 16 %. No masks in study: at least two spans of 200 ms are a quarter
-of a short sequence, and learning began late."""
+Without augmentation (16 and 24 epochs, eight of each kind different, no dropout) it overfitted: training loss
+0.05, validation loss 0.51 and rising, WER 16 %. No masks in study: at least two spans of 200 ms are a quarter of a
+short sequence, and learning started late."""
 
 ON = {
     "quick": Recipe(
@@ -202,33 +179,36 @@ ON = {
         dropout=0.1, different=100, speed=0.2, noisy=0.5, microphone=1.5,
     ),
 }  # fmt: skip
-"""How the recogniser that LONG's full profile left goes on, on one CPU core for three quarters of an hour: at a
-third of the rates, on new rows, varied more. Four in ten errors on validation were those of one voice, which has
-little power around 1 and 3 kHz, so the rows sound through microphones of less even responses (`microphone`)."""
+"""Stage 2, from what LONG's full profile left: three quarters of an hour on a CPU core, a third of the learning
+rates, new sequences, more augmentation. Four in ten errors on validation were those of one voice with little power
+around 1 and 3 kHz, so the sequences sound through microphones of less even responses (`microphone`)."""
 
 ON["full"] = ON["study"]
 AGAIN = {k: replace(recipe, lr=1e-4, head_lr=1e-3) for k, recipe in ON.items()}
-"""How it goes on again: from the mean of the weights that ON left, at a third of its rates."""
+"""Stage 3, from the mean of the weights that ON left, with a third of its learning rates."""
 
 SENTENCES = {
     "quick": Recipe(short=1, long=1, batch_size=4),
     "study": Recipe(short=8, long=16, seconds=30.0, mask=0.1, dropout=0.1),
     "full": Recipe(short=8, long=40, seconds=120.0, batch_size=32, mask=0.1, dropout=0.1),
 }  # fmt: skip
-"""Whole sentences of LibriSpeech: `short` epochs of the shortest quarter of them, then `long` ones of all; the
-convolutions stay as pretraining left them."""
+"""Whole sentences of LibriSpeech: `short` epochs of the shortest quarter of them, then `long` epochs of all, with
+frozen convolutions."""
 
 FIRST, SECOND = (0, 1), (2, 3)
-"""It goes on twice by ON (these seeds), twice by AGAIN, always over different rows; the mean of two networks'
-weights is kept each time (Wortsman et al., 2022, arXiv:2203.05482)."""
+"""The seeds of ON and of AGAIN, each with other sequences; the weights of the two networks of a stage are averaged
+(Wortsman et al., 2022, arXiv:2203.05482)."""
 
 
 def build(
     profile: str, init: str, seed: int = 0, mask: float = 0.0, dropout: float = 0.0
 ) -> Wav2Vec2CTC:
-    """A recogniser to train: `random`, `pretrained` (by the study profile, on a CPU), `pretrained, full` (on a
-    GPU), `connected words` (what `train_words` left) or `connected words, mean` (of what `go_on` left by ON); in
-    quick all are tiny and random."""
+    """The recogniser at the start of a training run.
+
+    `init` is `random`, `pretrained` (by the study profile, on a CPU), `pretrained, full` (on a GPU),
+    `connected words` (from `train_words`) or `connected words, mean` (of what `go_on` left by ON); in quick it is
+    tiny and random.
+    """
     seed_everything(seed)
     weights: dict[str, list[Any]] = {
         "random": [small_config()], "pretrained": [SMALL_WEIGHTS], "pretrained, full": [FULL_WEIGHTS],
@@ -236,9 +216,7 @@ def build(
         "connected words, mean": [recogniser_path(profile, on) for on in FIRST],
     }  # fmt: skip
     sources = [tiny_config()] if profile == "quick" else weights[init]
-    changes = {
-        "hidden_dropout": dropout, "final_dropout": dropout, "mask_time_prob": mask
-    }  # fmt: skip
+    changes = {"hidden_dropout": dropout, "final_dropout": dropout, "mask_time_prob": mask}
     return average_weights([load_recogniser(source, **changes) for source in sources])
 
 
@@ -249,25 +227,19 @@ def train(
     words: Words,
     corpus: SpeechCorpus,
     seed: int = 0,
-    recipe: Recipe | None = None,
-    first: int = 100,
     **how: Any,
 ) -> tuple[Wav2Vec2CTC, History]:
-    """One training, by default by the grid's recipe; `how` goes to `fine_tune`. The recogniser and its history.
-
-    `first` is the seed of its first lesson.
-    """
-    recipe = recipe or RECIPE[profile]
-    recogniser = build(profile, init, seed, recipe.mask, recipe.dropout)
-    lessons = recipe.lessons(words, labels, first)
-    history = fine_tune(recogniser, lessons, corpus.validation, recipe.settings, seed=seed, **how)
+    """One training run with the grid's recipe: the recogniser and its history. `how` goes to `fine_tune`."""
+    recipe = RECIPE[profile]
+    recogniser, sets = build(profile, init, seed), recipe.curriculum(words, labels)
+    history = fine_tune(recogniser, sets, corpus.validation, recipe.settings, seed=seed, **how)
     return recogniser, history
 
 
 def configuration(
     profile: str, task: str, init: str, labels: float, recipe: Recipe
 ) -> dict[str, Any]:
-    """What stands in a training's row before it begins."""
+    """The settings of a training run, for its row."""
     return {
         "model": "wav2vec2-small" if profile != "quick" else "wav2vec2-tiny",
         "task": task, "init": init, "labels": labels, **recipe.identity,
@@ -275,7 +247,7 @@ def configuration(
 
 
 def results(recogniser: Wav2Vec2CTC, history: History, speakers: Iterable[str]) -> dict[str, Any]:
-    """What stands in its row afterwards, the test left out."""
+    """The results of a training run, for its row, without the test."""
     end = history.epochs[-1]
     return {
         "speakers": len(set(speakers)),
@@ -286,15 +258,15 @@ def results(recogniser: Wav2Vec2CTC, history: History, speakers: Iterable[str]) 
     }  # fmt: skip
 
 
-def keep(
+def save_with_card(
     path: Path, log: RunLogger, recogniser: Wav2Vec2CTC, history: History, recipe: Recipe,
-    init: str, seed: int, heard: str = "spoken words in a row",
+    init: str, seed: int, data: str = "spoken words in a row",
 ) -> None:  # fmt: skip
     """Write a recogniser with its card."""
     card = training_card(
         log, history, recipe, seed, data=log.dataset,
         metric={"val_wer": history.epochs[-1]["val_wer"]},
-        what=f"wav2vec 2.0, {init} weights, fine-tuned with CTC on {heard}",
+        what=f"wav2vec 2.0, {init} weights, fine-tuned with CTC on {data}",
     )  # fmt: skip
     save_wav2vec2(path, recogniser, card)
 
@@ -307,7 +279,7 @@ def material(profile: str) -> tuple[Words, SpeechCorpus, RunLogger]:
 
 
 def test(recogniser: Wav2Vec2CTC, corpus: SpeechCorpus, run: Run) -> None:
-    """Word errors on the committed test sequences, by greedy decoding, into the row."""
+    """Log the word errors of greedy decoding on the committed test sequences."""
     found = evaluate_ctc(recogniser, corpus.test).errors
     run.log_metrics(
         wer=found.wer, cer=found.cer, accuracy=found.word_accuracy, decoder="greedy",
@@ -316,14 +288,14 @@ def test(recogniser: Wav2Vec2CTC, corpus: SpeechCorpus, run: Run) -> None:
 
 
 def shipped(profile: str, init: str) -> Path:
-    """Where the recogniser of a cell with all labels is kept, with its card."""
+    """The file of the grid's recogniser with all labels."""
     return _checkpoint(profile, f"_{init.replace(', ', '_')}")
 
 
 def cell(
     log: RunLogger, profile: str, init: str, labels: float, words: Words, corpus: SpeechCorpus, seed: int = 0
 ) -> None:  # fmt: skip
-    """Train one cell, test it once, leave its row, and of all labels also its weights."""
+    """Train one cell of the grid, test it once and log its row; with all labels also save its weights."""
     recipe = RECIPE[profile]
     chosen = configuration(profile, "connected words", init, labels, recipe)
     role = "baseline" if init == "random" else "sweep"  # the headline is LONG's
@@ -332,15 +304,15 @@ def cell(
         return  # trained before
     with run:
         recogniser, history = train(profile, init, labels, words, corpus, seed, run=run, bar=False)
-        heard = fraction_of_speakers(words.train, labels).speakers
-        run.log_metrics(**results(recogniser, history, heard))
+        used = fraction_of_speakers(words.train, labels).speakers
+        run.log_metrics(**results(recogniser, history, used))
         test(recogniser, corpus, run)
         if labels == 1.0:
-            keep(shipped(profile, init), log, recogniser, history, recipe, init, seed)
+            save_with_card(shipped(profile, init), log, recogniser, history, recipe, init, seed)
 
 
 def recogniser_path(profile: str, on: int | None = None) -> Path:
-    """Where `train_words` leaves its recogniser, and `go_on` that of the seed `on`."""
+    """The file that `train_words` writes, or that `go_on` writes with the seed `on`."""
     return _checkpoint(profile, "" if on is None else f"_on_{on}")
 
 
@@ -350,7 +322,7 @@ def _checkpoint(profile: str, suffix: str) -> Path:
 
 
 def run_worker(profile: str, trials: int | None = None) -> None:
-    """One worker: trains the cells that nobody has trained or is training; `trials` bounds how many."""
+    """One worker of the grid: trains the cells that no other worker has; `trials` bounds how many."""
     words, corpus, log = material(profile)
     locks = days.runs(profile, log.day.name, "cells")
     locks.mkdir(parents=True, exist_ok=True)
@@ -366,21 +338,21 @@ def run_worker(profile: str, trials: int | None = None) -> None:
 
 
 def train_words(profile: str, path: Path, seed: int = 0) -> History:
-    """Fine-tune the pretrained weights on connected words by the long recipe, and write them to `path`.
+    """Fine-tune the pretrained weights on connected words by LONG, and write them to `path`.
 
-    What `python -m Day09_Wav2Vec2.finetune words` does: hours of a CPU core, to be stopped and resumed.
-    The row has the validation alone; the notebook tests the recogniser once.
+    `python -m Day09_Wav2Vec2.finetune words`: hours of a CPU core; a stopped run continues. The row has the
+    validation only; the notebook tests the recogniser once.
     """
     init = "pretrained, full" if profile == "full" else "pretrained"
-    return _train_and_keep(profile, path, "connected words, shipped", init, LONG[profile], seed)
+    return _train_words(profile, path, "connected words, shipped", init, LONG[profile], seed)
 
 
 def go_on(profile: str, path: Path, seed: int = 0) -> History:
-    """Go on from what `train_words` left (seeds FIRST) or from the mean of what came of that (seeds SECOND), and
-    write the weights to `path`.
+    """Continue training from what `train_words` left (seeds FIRST), or from the mean of the two networks that came
+    of that (seeds SECOND), and write the weights to `path`.
 
-    What `python -m Day09_Wav2Vec2.finetune words-on` does: three quarters of an hour of a CPU core a seed,
-    to be stopped and resumed. No seed hears another's rows. Raises ValueError for a seed of neither.
+    `python -m Day09_Wav2Vec2.finetune words-on`: three quarters of an hour of a CPU core a seed; a stopped run
+    continues. Each seed has its own sequences. Raises ValueError for another seed.
     """
     if seed in FIRST:
         init, recipe = "connected words", ON[profile]
@@ -388,30 +360,46 @@ def go_on(profile: str, path: Path, seed: int = 0) -> History:
         init, recipe = "connected words, mean", AGAIN[profile]
     else:
         raise ValueError(f"words-on has the seeds {FIRST + SECOND}, not {seed}.")
-    return _train_and_keep(
-        profile, path, "connected words, gone on", init, recipe, seed, first=1000 * (1 + seed)
-    )  # fmt: skip
+    task, first = "connected words, gone on", 1000 * (1 + seed)
+    return _train_words(profile, path, task, init, recipe, seed, first)
 
 
-def _train_and_keep(
-    profile: str, path: Path, task: str, init: str, recipe: Recipe, seed: int, **how: Any
-) -> History:  # fmt: skip
-    """Train with all labels, leave a row and the weights."""
+def _train_words(
+    profile: str, path: Path, task: str, init: str, recipe: Recipe, seed: int, first: int = 100
+) -> History:
+    """Train on connected words with all labels, log a row and save the weights."""
     words, corpus, log = material(profile)
+    row, sets = (
+        configuration(profile, task, init, 1.0, recipe),
+        recipe.curriculum(words, 1.0, first),
+    )
+    how = sets, corpus, words.train.speakers, seed
+    return _train_and_save(log, path, row, init, recipe, recipe.settings, *how)
+
+
+def _train_and_save(
+    log: RunLogger, path: Path, row: dict[str, Any], init: str, recipe: Recipe, settings: FineTuning,
+    sets: Sequence[Utterances], corpus: SpeechCorpus, speakers: list[str], seed: int,
+    data: str = "spoken words in a row",
+) -> History:  # fmt: skip
+    """Fine-tune on a training set for each epoch, log a row and save the weights."""
     allow_tf32(log.device)
-    chosen = configuration(profile, task, init, 1.0, recipe)
-    with log.run(role="sweep", seed=seed, **chosen) as run:
-        recogniser, history = train(profile, init, 1.0, words, corpus, seed, recipe, run=run, **how)
-        run.log_metrics(**results(recogniser, history, words.train.speakers))
-    keep(path, log, recogniser, history, recipe, init, seed)
+    with log.run(role="sweep", seed=seed, **row) as run:
+        recogniser = build(log.profile, init, seed, recipe.mask, recipe.dropout)
+        history = fine_tune(recogniser, sets, corpus.validation, settings, seed=seed, run=run)
+        run.log_metrics(**results(recogniser, history, speakers))
+    save_with_card(path, log, recogniser, history, recipe, init, seed, data)
     return history
 
 
 def record_tested(
     log: RunLogger, key: dict[str, Any], card: dict[str, Any], found: Errors, interval: Interval
 ) -> None:  # fmt: skip
-    """The row of a kept recogniser: of its training what its `card` and the training's own row say, of its test
-    the errors `found` by greedy decoding, with the `interval` of their rate."""
+    """Log the row of a saved recogniser.
+
+    Its training comes from its `card` and the training's own row, its test from the errors `found` by greedy
+    decoding and the `interval` of their rate.
+    """
     same = [r for r in read_table(log.path) if r["lessons"] == key["lessons"]]
     before = next((r for r in same if r["val_curve"]), {})
     left = ("steps", "speakers", "n_params", "val_curve")
@@ -431,35 +419,30 @@ def record_tested(
 
 
 def sentences_path(profile: str) -> Path:
-    """Where `train_sentences` leaves its recogniser."""
+    """The file that `train_sentences` writes."""
     return days.get(9).output(profile) / "checkpoints" / "sentences.safetensors"
 
 
 def train_sentences(profile: str, path: Path, seed: int = 0) -> History:
     """Fine-tune the pretrained weights on whole sentences (LibriSpeech) by SENTENCES, and write them to `path`.
 
-    What `python -m Day09_Wav2Vec2.finetune sentences` does: an hour or two of a CPU, to be stopped and
-    resumed. The row has the validation alone; the notebook tests the recogniser once.
+    `python -m Day09_Wav2Vec2.finetune sentences`: an hour or two of a CPU; a stopped run continues. The row has
+    the validation only; the notebook tests the recogniser once.
     """
-    corpus, recipe, init = (
-        corpora.librispeech(profile), SENTENCES[profile], "pretrained, full"
-    )  # fmt: skip
+    corpus, recipe = corpora.librispeech(profile), SENTENCES[profile]
     log = RunLogger(9, profile, corpus.test_name, pick_device(), COLUMNS)
-    allow_tf32(log.device)
-    train = corpus.train if profile != "quick" else corpus.train.take(range(8))
-    shortest = train.take(np.argsort(train.lengths)[: len(train) // 4].tolist())
+    if profile == "quick":
+        corpus = replace(corpus, train=corpus.train.take(range(8)))
+    shortest = np.argsort(corpus.train.lengths)[: len(corpus.train) // 4]
+    sets = [corpus.train.take(shortest)] * recipe.short + [corpus.train] * recipe.long
     settings = replace(recipe.settings, frozen=True)
-    with log.run(role="sweep", seed=seed, **sentences_row(profile)) as run:
-        recogniser = build(profile, init, seed, recipe.mask, recipe.dropout)
-        lessons = [shortest] * recipe.short + [train] * recipe.long
-        history = fine_tune(recogniser, lessons, corpus.validation, settings, seed=seed, run=run)
-        run.log_metrics(**results(recogniser, history, train.speakers))
-    keep(path, log, recogniser, history, recipe, init, seed, "whole sentences")
-    return history
+    row, init = sentences_row(profile), "pretrained, full"
+    how = sets, corpus, corpus.train.speakers, seed, "whole sentences"
+    return _train_and_save(log, path, row, init, recipe, settings, *how)
 
 
 def sentences_row(profile: str) -> dict[str, Any]:
-    """What stands in the row of `train_sentences` before it begins."""
+    """The settings of `train_sentences`, for its row."""
     recipe = SENTENCES[profile]
     row = configuration(profile, "sentences", "pretrained, full", 1.0, recipe)
     lessons = f"{recipe.short}x the shortest quarter, {recipe.long}x all"

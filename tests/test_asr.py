@@ -471,7 +471,7 @@ def test_a_share_of_the_labels_is_a_share_of_the_speakers():
     some = finetune.fraction_of_speakers(words.train, 0.3)
     assert 0.3 <= len(some) / len(words.train) < 0.34
     assert len(set(some.speakers)) == 12
-    sets = finetune.curriculum(words, [(20, (1, 2))], labels=0.3)
+    sets = finetune.Recipe(short=1, long=0, sequences=(20, 0)).curriculum(words, labels=0.3)
     spoken = {s for who in sets[0].speakers for s in who.split("+")}
     assert spoken <= set(some.speakers)
 
@@ -490,11 +490,12 @@ def test_the_committed_sequences_are_of_the_parts_own_clips():
 
 def test_a_curriculum_is_short_first_and_repeats_after_some_epochs():
     words = speech_commands("quick")
-    lessons = finetune.curriculum(words, [(6, (1, 2))] * 3 + [(4, (3, 6))], different=2)
+    recipe = finetune.Recipe(short=3, long=1, sequences=(6, 4), different=2)
+    lessons = recipe.curriculum(words)
     assert [len(lesson) for lesson in lessons] == [6, 6, 6, 4]
     assert lessons[0] is lessons[2]
     assert lessons[0].texts != lessons[1].texts
-    (other,) = finetune.curriculum(words, [(6, (1, 2))], first=1000)
+    other = recipe.curriculum(words, first=1000)[0]
     assert other.texts not in (lessons[0].texts, lessons[1].texts)
     counts = [[len(text.split()) for text in lesson.texts] for lesson in lessons]
     assert all(n in (1, 2) for n in counts[0] + counts[1])
