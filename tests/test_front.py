@@ -211,7 +211,7 @@ def test_a_day_fills_in_as_its_files_come(tmp_path, monkeypatch):
         "c,headline,full,words,mps (M2),0.04,600\n",
         encoding="utf-8",
     )
-    assert row(9)[2:6] == ["WER 0.05 on `words`", "0.5", "10.0 (full)", "1.5"]
+    assert row(9)[2:6] == ["WER 5.00 % on `words`", "0.5", "10.0 (full)", "1.5"]
     assert "EPYC (a) (CPU, Day 9)" in readme_tables.machines()
     assert readme_tables.gaps().count("\n") == 0
     last = days.get(15)

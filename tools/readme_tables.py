@@ -159,7 +159,9 @@ def page(day: days.Day) -> str:
     said = headline(day, found)
     for row in heads:
         if row["role"] == "baseline" and f"`{row['dataset']}`" in said:
-            said += f"; the best baseline: {results.show(row['metric'], row['value'])}"
+            value = float(row["value"])
+            best = f"{100 * value:.2f} %" if day.metric in results.RATES else f"{value:.4g}"
+            said += f"; the best baseline: {best}"
     fetch = f"make fetch DAY={day.number} && " if day.sets else ""
     return "\n\n".join(
         [

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from utils import days
 from utils.logger import read_table
 from utils.metrics import Spread, spread
 
 Row = dict[str, str]
+RATES = ("accuracy", "wer", "eer")
+"""Headline metrics that are shown in percent."""
 
 
 def rows(day: int, role: str | None = None, profile: str = "study", **where: object) -> list[Row]:
@@ -66,14 +69,19 @@ def show(column: str, text: str) -> str:
 
 
 def show_spread(column: str, s: Spread) -> str:
-    """`99.21 ± 0.04 % (n=3)` for shares; else as many digits as the deviation can bear."""
+    """`99.21 ± 0.04 % (n=3)` for accuracies; else as many digits as the deviation can bear."""
     if column.endswith("accuracy"):
-        shares = f"{Spread(100 * s.mean, 100 * s.std, s.n):.2f}"
-        return shares.replace(" (", " % (") if s.n > 1 else f"{shares} %"
+        return percent(s)
     if s.n < 2 or not s.std:
         return f"{s:.4g}"
     digits = max(0, 1 - math.floor(math.log10(s.std)))
     return f"{s:.{digits}f}"
+
+
+def percent(s: Spread) -> str:
+    """`99.21 ± 0.04 % (n=3)`, or `99.21 %` of one run."""
+    text = f"{Spread(100 * s.mean, 100 * s.std, s.n):.2f}"
+    return text.replace(" (", " % (") if s.n > 1 else f"{text} %"
 
 
 def headline(day: int, profile: str = "study") -> str:
@@ -81,7 +89,8 @@ def headline(day: int, profile: str = "study") -> str:
     entry = days.get(day)
     found = rows(day, "headline", profile)  # a training run may have no such metric
     values = [float(r[entry.metric]) for r in found if r[entry.metric]]
-    return show_spread(entry.metric, spread(values))
+    show = percent if entry.metric in RATES else partial(show_spread, entry.metric)
+    return show(spread(values))
 
 
 def origin(day: int, profile: str = "study") -> str:
