@@ -136,11 +136,7 @@ class Enhancer(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int = 32,
-        hidden: int = 48,
-        dilations: tuple[int, ...] = (1, 2, 5),
-        paths: int = 2,
+        self, channels: int = 32, hidden: int = 48, dilations: tuple[int, ...] = (1, 2, 5)
     ) -> None:
         super().__init__()
         c, self.channels, self.hidden = channels, channels, hidden
@@ -150,7 +146,7 @@ class Enhancer(nn.Module):
         self.bands = 33  # 129, halved twice
         self.down = nn.ModuleList([down_block(3, c), down_block(c, c)])
         self.encoder = nn.ModuleList(TimeBlock(c, d) for d in dilations)
-        self.paths = nn.ModuleList(DualPath(c, self.bands, hidden) for _ in range(paths))
+        self.paths = nn.ModuleList(DualPath(c, self.bands, hidden) for _ in range(2))
         self.decoder = nn.ModuleList(TimeBlock(c, d) for d in reversed(dilations))
         shape = {"kernel_size": (1, 5), "stride": (1, 2), "padding": (0, 2)}
         self.up = nn.Sequential(nn.ConvTranspose2d(c, c, **shape), nn.BatchNorm2d(c), nn.PReLU(c))
