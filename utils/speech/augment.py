@@ -51,23 +51,19 @@ def change_speed(
 
 
 def change_microphone(
-    wave: Tensor,
-    generator: torch.Generator,
-    deviation: float = 4.0,
-    muffled: float = 0.3,
-    sample_rate: int = SAMPLE_RATE,
+    wave: Tensor, generator: torch.Generator, deviation: float = 4.0, muffled: float = 0.3
 ) -> Tensor:
     """Filter each of `(batch, time)` by a random smooth frequency response, as another microphone would.
 
-    Three cosines over the logarithm of the frequency (50 Hz to half the sample rate), each with a normal weight of
+    Three cosines over the logarithm of the frequency (50 Hz to 8 kHz), each with a normal weight of
     `deviation` dB; a fraction `muffled` of the waves also gets a low pass, from 500 to 4000 Hz on, of 12 to 30 dB
     an octave, at most 50 dB. The phase stays. (0, 0) leaves the waves as they are.
     """
     if deviation <= 0 and muffled <= 0:
         return wave
     batch, length = wave.shape
-    hertz = torch.fft.rfftfreq(length, 1 / sample_rate).clamp(min=50.0)  # (bins,)
-    position = torch.log(hertz / 50) / math.log(sample_rate / 2 / 50)
+    hertz = torch.fft.rfftfreq(length, 1 / SAMPLE_RATE).clamp(min=50.0)  # (bins,)
+    position = torch.log(hertz / 50) / math.log(SAMPLE_RATE / 2 / 50)
     curves = torch.cos(math.pi * torch.arange(1, 4)[:, None] * position)  # (3, bins)
     decibels = deviation * torch.randn(batch, 3, generator=generator) @ curves  # (batch, bins)
     edge, slope, chance = torch.rand(3, batch, 1, generator=generator)  # (batch, 1) each
@@ -136,27 +132,21 @@ def spec_augment(
     return torch.where(masked.to(features.device), mean, features)
 
 
-def room_response(
-    rt60: Tensor,
-    generator: torch.Generator,
-    seconds: float = 0.8,
-    direct_db: float = 5.0,
-    sample_rate: int = SAMPLE_RATE,
-) -> Tensor:
-    """Synthetic impulse responses of rooms: `rt60` `(batch,)` in s to `(batch, seconds * sample_rate)`.
+def room_response(rt60: Tensor, generator: torch.Generator, seconds: float = 0.8) -> Tensor:
+    """Synthetic impulse responses of rooms: `rt60` `(batch,)` in s to `(batch, seconds * SAMPLE_RATE)`.
 
     A direct pulse, then from 2.5 ms on white noise whose envelope falls by 60 dB in `rt60` seconds
-    (Moorer, 1979); the energy of the pulse is `direct_db` dB above that of the noise. On the CPU.
+    (Moorer, 1979); the energy of the pulse is 5 dB above that of the noise. On the CPU.
     Raises ValueError for a time that is not positive.
     """
     if not (rt60 > 0).all():
         raise ValueError(f"a reverberation time must be longer than 0 s, not {rt60.min():g}")
-    t = torch.arange(round(seconds * sample_rate)) / sample_rate
+    t = torch.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     response = torch.randn(len(rt60), len(t), generator=generator)  # (batch, taps)
     response *= 10 ** (-3 * t / rt60[:, None])
-    response[:, : round(0.0025 * sample_rate)] = 0
+    response[:, : round(0.0025 * SAMPLE_RATE)] = 0
     energy = response.square().sum(1, keepdim=True)
-    response *= (10 ** (-direct_db / 10) / energy).sqrt()
+    response *= (10**-0.5 / energy).sqrt()
     response[:, 0] = 1
     return response
 
