@@ -33,6 +33,7 @@ from utils.models.wav2vec2_ctc import (
     load_recogniser,
     tiny_config,
 )
+from utils.models.weights import training_card, training_command
 from utils.speech import corpora
 from utils.speech.augment import join_noises
 from utils.speech.connected_words import (
@@ -43,7 +44,7 @@ from utils.speech.connected_words import (
 )
 from utils.speech.corpora import Clips, SpeechCorpus, Words
 from utils.speech.pack import Utterances
-from utils.training import History, training_card, training_command
+from utils.training import History
 
 from .pretrain import (
     FULL_WEIGHTS,

@@ -37,18 +37,9 @@ from utils.models.wav2vec2_ctc import (
     schedule_factor,
     tiny_config,
 )
+from utils.models.weights import load_weights, save_weights, training_card, training_command
 from utils.speech import corpora
-from utils.training import (
-    Diverged,
-    History,
-    as_epoch_kwargs,
-    load_weights,
-    resume,
-    save_checkpoint,
-    save_weights,
-    training_card,
-    training_command,
-)
+from utils.training import Diverged, History, as_epoch_kwargs, resume, save_checkpoint
 
 
 def allow_tf32(device: torch.device) -> None:

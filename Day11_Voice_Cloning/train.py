@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils import days, training
+from utils import days
 from utils.device import pick_device, seed_everything
 from utils.features import SAMPLE_RATE
 from utils.logger import RunLogger
@@ -32,9 +32,10 @@ from utils.models.fastspeech import FastSpeech, FastSpeechConfig
 from utils.models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss, length_mask
 from utils.models.tts import AlignmentMonitor, LengthBatches, Segments, TTSDataset
 from utils.models.tts_mel import LIBRISPEECH_MEL, SynthesisMel
+from utils.models.weights import load_weights, save_weights, training_card, training_command
 from utils.speech import corpora
 from utils.speech.corpora import Utterances
-from utils.training import History, count_parameters, load_weights, save_weights
+from utils.training import History, count_parameters
 
 from . import durations
 from .waveglow import WaveGlow, WaveGlowConfig, WaveGlowLoss
@@ -419,7 +420,7 @@ def train_own(part: str, profile: str, path: Path, seed: int = 0) -> History:
     if isinstance(loss, FastSpeechLoss):
         measure_liveliness(loss.model.eval(), monitor.keywords["batch"])
     about = prepared.about | {"n_params": count_parameters(loss), "kept_step": kept}
-    save_network(path, loss.model, **training.training_card(log, history, settings, seed, **about))
+    save_network(path, loss.model, **training_card(log, history, settings, seed, **about))
     if isinstance(monitor, AlignmentMonitor):
         seen = AlignmentMonitor.load(folder)
         keep_watched(path.with_name(f"{path.stem}_alignments.npz"), seen, settings.every)
@@ -465,6 +466,4 @@ class Best:
 
 if __name__ == "__main__":
     where = {part: lambda profile, seed, part=part: weights_path(part, profile) for part in PARTS}
-    sys.exit(
-        training.training_command({k: (path, partial(train_own, k)) for k, path in where.items()})
-    )
+    sys.exit(training_command({k: (path, partial(train_own, k)) for k, path in where.items()}))

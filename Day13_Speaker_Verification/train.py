@@ -24,9 +24,10 @@ from utils.models.ecapa_tdnn import (
     weights_name,
 )
 from utils.models.ge2e import Embedder
+from utils.models.weights import save_weights, training_card, training_command
 from utils.speech.corpora import librispeech, noises
 from utils.speech.pack import PackedSpeech
-from utils.training import History, count_parameters, save_weights, training_card, training_command
+from utils.training import History, count_parameters
 
 COLUMNS = (
     "model", "n_params", "optimizer", "lr", "batch_size", "margin", "steps", "speakers", "enrolment",

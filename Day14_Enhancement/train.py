@@ -20,6 +20,7 @@ from utils.device import pick_device, seed_everything
 from utils.features import SAMPLE_RATE, as_float, fixed_length, to_level
 from utils.logger import RunLogger
 from utils.models.ecapa_tdnn import RandomSegments
+from utils.models.weights import save_weights, training_card, training_command
 from utils.speech import augment, corpora
 from utils.speech.pack import PackedSpeech, Utterances
 
@@ -316,13 +317,13 @@ def train(profile: str, path: Path, seed: int = 0) -> training.History:
         end |= measured
         run.log_metrics(n_params=size, final_loss=end["train_loss"], grad_norm=end["grad_norm"])
         run.log_metrics(**measured, snr_db=5.0)
-    card = training.training_card(
+    card = training_card(
         log, history, settings, seed, model="Enhancer", n_params=size, data=log.dataset,
         what="causal enhancement by a complex mask", snr_db=(-5, 20),
         metric=measured,
         **{"never heard": "LibriSpeech's speakers of validation and test, their noises"},
     )  # fmt: skip
-    training.save_weights(path, model, card)
+    save_weights(path, model, card)
     return history
 
 
@@ -342,4 +343,4 @@ def within_band(noise: Tensor, speech: Tensor, fraction: float = 1e-4) -> Tensor
 
 
 if __name__ == "__main__":
-    sys.exit(training.training_command({"": (weights_path, train)}))
+    sys.exit(training_command({"": (weights_path, train)}))

@@ -48,7 +48,7 @@ def answers() -> dict[str, Tensor]:
     from utils.models.keyword_net import load_kept
     from utils.models.tts_text import encode_batch
     from utils.models.wav2vec2_ctc import load_recogniser
-    from utils.training import load_weights
+    from utils.models.weights import load_weights
 
     out = {"day07 keywords": load_kept()[0](waves(2, 16_000))}
     for path in checkpoints(9):

@@ -49,9 +49,10 @@ from utils import sources, tuning
 from utils.features import SAMPLE_RATE, fixed_length
 from utils.logger import RunLogger, read_table
 from utils.models.ecapa_tdnn import RandomSegments
+from utils.models.weights import load_weights
 from utils.speech import corpora
 from utils.speech.corpora import read_sample
-from utils.training import count_parameters, load_weights
+from utils.training import count_parameters
 
 
 def gen(seed: int = 0) -> torch.Generator:

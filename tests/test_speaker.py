@@ -45,10 +45,11 @@ from utils.models.ge2e import (
     slice_starts,
 )
 from utils.models.verification import all_pairs, cosine_scores
+from utils.models.weights import load_weights, training_command
 from utils.speech.augment import reverberate, room_response
 from utils.speech.corpora import librispeech, read_sample
 from utils.speech.pack import PackedSpeech, Utterances
-from utils.training import count_parameters, load_weights, training_command
+from utils.training import count_parameters
 
 
 def gen(seed: int = 0) -> torch.Generator:

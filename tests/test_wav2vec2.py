@@ -42,8 +42,8 @@ from utils.models.wav2vec2_ctc import (
     load_recogniser,
     tiny_config,
 )
+from utils.models.weights import training_command
 from utils.speech.corpora import Utterances
-from utils.training import training_command
 
 ROOT = Path(__file__).resolve().parent.parent
 TONES = {"A": 400, "B": 900, "C": 1700, " ": 0}

@@ -28,9 +28,10 @@ from ..speech.augment import (
 )
 from ..speech.corpora import SpeechCorpus, speech_commands
 from ..speech.pack import PackedSpeech, Utterances
-from ..training import History, fit_one_cycle, load_weights
+from ..training import History, fit_one_cycle
 from .ge2e import HOP, Embedder, slice_starts
 from .verification import all_pairs, cosine_scores, eer
+from .weights import load_weights
 
 # --- the network --------------------------------------------------------------------------------------
 

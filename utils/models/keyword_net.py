@@ -20,7 +20,8 @@ from ..speech.augment import (
     spec_augment,
     time_shift,
 )
-from ..training import load_weights, predict
+from ..training import predict
+from .weights import load_weights
 
 Activation = Callable[[], nn.Module]
 
