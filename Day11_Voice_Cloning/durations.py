@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torchaudio
 from torch import Tensor
@@ -133,7 +132,7 @@ def letter_prosody(mel: Tensor, mel_lengths: Tensor, pitch: Tensor, durations: T
 
 def timed(
     sentences: TTSDataset,
-    waves: Sequence[Tensor | np.ndarray],
+    waves: Sequence[Tensor],
     teacher: Tacotron2,
     settings: MelSettings,
     between: tuple[int, int] = PITCH_RANGE,
@@ -143,7 +142,7 @@ def timed(
     durations = letter_durations(teacher, sentences)
     pitch = torch.zeros_like(sentences.mel[:, 0])
     for k, number in enumerate(sentences.numbers):
-        wave = trim_silence(as_float(torch.as_tensor(waves[number])), settings.sample_rate)
+        wave = trim_silence(as_float(waves[number]), settings.sample_rate)
         n = int(sentences.mel_lengths[k])
         pitch[k, :n] = frame_pitch(wave, settings, n, between).to(pitch.device)
     parts = [

@@ -221,9 +221,9 @@ def test_level():
 
 
 def utterances():
-    waves = [(chirp(s) * 32767).numpy().astype(np.int16) for s in (0.5, 0.4, 0.6, 0.3, 0.5)]
-    waves[3] = np.zeros(RATE, np.int16)
-    waves.append((chirp(3.0) * 32767).numpy().astype(np.int16))
+    waves = [(chirp(s) * 32767).to(torch.int16) for s in (0.5, 0.4, 0.6, 0.3, 0.5)]
+    waves[3] = torch.zeros(RATE, dtype=torch.int16)
+    waves.append((chirp(3.0) * 32767).to(torch.int16))
     texts = ["One.", "Two 2!", "Three.", "Silent.", "五", "Too long."]
     return waves, texts, torch.randn(6, 256)
 
@@ -246,7 +246,7 @@ def test_prepared_sentences():
     with pytest.raises(ValueError, match="as many of each"):
         tts.prepare(waves, texts[:2], d_vectors, SynthesisMel())
     with pytest.raises(ValueError, match="no sentence of 1 can be used"):
-        tts.prepare([np.zeros(RATE)], ["a"], d_vectors[:1], SynthesisMel())
+        tts.prepare([torch.zeros(RATE)], ["a"], d_vectors[:1], SynthesisMel())
 
 
 def test_text_becomes_files_of_sound(tmp_path):
@@ -275,7 +275,7 @@ def test_text_becomes_files_of_sound(tmp_path):
 
 
 def test_voices_are_means_over_a_speakers_utterances():
-    waves = [np.full(4, value, np.int16) for value in (1, 3, 10, 0)]
+    waves = [torch.full((4,), value, dtype=torch.int16) for value in (1, 3, 10, 0)]
     asked = []
 
     def embed(some):

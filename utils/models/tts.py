@@ -120,7 +120,7 @@ def frames_with_tail(frames: int, r: int) -> int:
 
 
 def prepare(
-    waves: Sequence[Tensor | np.ndarray],
+    waves: Sequence[Tensor],
     texts: Sequence[str],
     d_vectors: Tensor,
     mel: SynthesisMel,
@@ -140,8 +140,6 @@ def prepare(
     kept, mels, symbols, skipped = [], [], [], {}
     for i, (wave, text) in enumerate(zip(waves, texts, strict=True)):
         try:
-            if isinstance(wave, np.ndarray):
-                wave = torch.from_numpy(np.array(wave))  # a pack is read-only
             wave = trim_silence(wave, rate)
             numbers = encode(text)
         except (AudioError, TextError) as e:
@@ -166,7 +164,7 @@ def prepare(
 
 
 def speaker_vectors(
-    waves: Sequence[Tensor | np.ndarray],
+    waves: Sequence[Tensor],
     speakers: Sequence[str],
     embed: Callable[[list[Tensor]], Tensor],
     most: int = 10,
@@ -177,13 +175,12 @@ def speaker_vectors(
     (Jia et al., 2018), so the model sees how the d-vectors of one voice vary. `embed` takes waves
     `(time,)` and returns `(utterances, d)`.
     """
-    tensors = [w if isinstance(w, Tensor) else torch.from_numpy(np.array(w)) for w in waves]
     if not most:
-        parts = (tensors[i : i + 32] for i in range(0, len(tensors), 32))
+        parts = (waves[i : i + 32] for i in range(0, len(waves), 32))
         return torch.cat([F.normalize(embed(part).float(), dim=1) for part in parts])
     found: dict[str, Tensor] = {}
     for speaker in dict.fromkeys(speakers):
-        some = [w for w, s in zip(tensors, speakers, strict=True) if s == speaker]
+        some = [w for w, s in zip(waves, speakers, strict=True) if s == speaker]
         found[speaker] = F.normalize(embed(some[:most]).float().mean(0), dim=0)
     return torch.stack([found[s] for s in speakers])
 
