@@ -13,7 +13,7 @@ from torchaudio.functional import forced_align, merge_tokens
 
 from utils.features import SAMPLE_RATE, AudioError, read_audio, to_mono
 from utils.models import ctc
-from utils.models.ctc import SEPARATOR, Vocabulary, WordModel, collapse
+from utils.models.ctc import SEPARATOR, Vocabulary, WordModel
 from utils.models.wav2vec2_ctc import Wav2Vec2CTC
 
 from .pretrain import receptive_field
@@ -23,11 +23,8 @@ from .pretrain import receptive_field
 
 def greedy(logits: Tensor, frames: Tensor, vocabulary: Vocabulary) -> list[str]:
     """The likeliest symbol of each frame, collapsed. `logits` `(batch, time, symbols)`, `frames` `(batch,)`."""
-    best = logits.argmax(-1).cpu()
-    return [
-        vocabulary.decode(collapse(row[:n].tolist(), vocabulary.blank))
-        for row, n in zip(best, frames.tolist(), strict=True)
-    ]
+    rows = zip(logits.cpu(), frames.tolist(), strict=True)
+    return [vocabulary.decode_frames(row[:n]) for row, n in rows]
 
 
 def cut_long(wave: Tensor, most: float = 30.0) -> list[Tensor]:

@@ -92,6 +92,10 @@ class Vocabulary:
         text = "".join(self.symbols[i] for i in numbers if i in kept)
         return " ".join(text.replace(SEPARATOR, " ").split())
 
+    def decode_frames(self, scores: Tensor) -> str:
+        """Greedy decoding of `(frames, symbols)`: the likeliest symbol of each frame, collapsed."""
+        return self.decode(collapse(scores.argmax(-1).tolist(), self.blank))
+
 
 def collapse(numbers: Sequence[int], blank: int) -> list[int]:
     """CTC's rule: repetitions become one, then blanks go (Graves et al., 2006)."""

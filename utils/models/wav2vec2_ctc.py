@@ -400,9 +400,7 @@ def evaluate_ctc(
                 log_probs[i] = row[:n].clone()
     finally:
         recogniser.train(training)
-    outputs = [
-        vocabulary.decode(ctc.collapse(p.argmax(-1).tolist(), vocabulary.blank)) for p in log_probs
-    ]
+    outputs = [vocabulary.decode_frames(p) for p in log_probs]
     references = [ctc.normalise_text(text) for text in dataset.utterances.texts]
     errors = ctc.errors(references, outputs)
     return Evaluation(outputs, log_probs, losses / len(dataset), blanks / total, errors)
