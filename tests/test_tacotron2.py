@@ -281,6 +281,18 @@ def test_dropped_frames_are_the_mean_and_only_in_training():
     assert TacotronLoss(model()).train().decoder_inputs(batch) is None
 
 
+def test_weights_with_the_first_names_of_layers_still_load():
+    first, second = model(), model()
+    names = {"gate.": "to_stop.", "attention.location_conv.": "attention.place."}
+    state = first.state_dict()
+    for new, old in names.items():
+        state = {k.replace(new, old): v for k, v in state.items()}
+    assert "to_stop.bias" in state
+    second.load_state_dict(state)
+    for name, value in second.state_dict().items():
+        assert torch.equal(value, first.state_dict()[name])
+
+
 def test_the_best_weights_are_kept_and_come_back(tmp_path):
     module = nn.Linear(1, 1)
     losses = iter([3.0, 1.0, 2.0])
