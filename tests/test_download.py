@@ -86,7 +86,7 @@ def test_a_broken_transfer_goes_on_where_it_stopped(server, tmp_path):
 
 def test_a_truncated_download_is_kept_and_said(server, tmp_path):
     entry = remote(server.url("breaks/file.bin"))
-    with pytest.raises(DataError, match="truncated at .* goes on from there"):
+    with pytest.raises(DataError, match="truncated at .* continues from there"):
         download.download_file(entry, tmp_path, bar=False)
     assert (tmp_path / "file.bin.part").stat().st_size > 0
     assert not (tmp_path / "file.bin").exists()
@@ -152,7 +152,7 @@ def test_a_disk_that_fills_up_is_said_and_the_part_is_kept(server, tmp_path, mon
 
     monkeypatch.setattr(download, "open", opened, raising=False)
     entry = remote(server.url("good/file.bin"))
-    with pytest.raises(DataError, match="disk is full.*goes on from there"):
+    with pytest.raises(DataError, match="disk is full.*continues from there"):
         download.download_file(entry, tmp_path, bar=False)
     kept = (tmp_path / "file.bin.part").read_bytes()
     assert kept

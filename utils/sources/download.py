@@ -28,7 +28,7 @@ class DataError(RuntimeError):
 
 @dataclass(frozen=True)
 class Remote:
-    """One file to fetch: mirrors in the order of trial, bytes on the wire, `md5:...` or `sha256:...`."""
+    """One file to fetch: mirrors in the order in which they are tried, bytes, `md5:...` or `sha256:...`."""
 
     urls: tuple[str, ...]
     size: int
@@ -47,8 +47,8 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
 
 def verify(path: Path, checksum: str) -> bool:
     """Whether the file has this `algorithm:hexdigest`."""
-    algorithm, wanted = checksum.split(":")
-    return digest(path, algorithm) == wanted
+    algorithm, expected = checksum.split(":")
+    return digest(path, algorithm) == expected
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -56,19 +56,17 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed * 1.05:
         raise DataError(
-            f"Not enough space in {folder}: {needed * 1.05 / 1e6:,.0f} MB are needed, "
-            f"{free / 1e6:,.0f} MB are free. Make room, or put the data on another disk with "
-            "STUDY_DATA=/path."
+            f"Not enough space in {folder}: {needed * 1.05 / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB "
+            "are free. Make room, or put the data on another disk with STUDY_DATA=/path."
         )
 
 
 def download_file(remote: Remote, folder: Path, timeout: float = 20.0, bar: bool = True) -> Path:
     """Fetch `remote` into `folder` and return its path.
 
-    A complete file with the right checksum is left alone. A transfer that broke off leaves a
-    `.part` file, and the next call (or the next try) goes on from its end with an HTTP range
-    request (RFC 9110, section 14). Each mirror is tried three times before the next one.
-    Raises DataError in one sentence when no mirror gave the right file or the disk is full.
+    A complete file with the right checksum is not fetched again. An interrupted transfer leaves a `.part` file; the
+    next try or call continues from its end with an HTTP range request (RFC 9110, section 14). Each mirror is tried
+    up to three times. Raises DataError in one sentence when no mirror had the right file or the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / remote.filename
@@ -87,7 +85,7 @@ def download_file(remote: Remote, folder: Path, timeout: float = 20.0, bar: bool
             reasons.append(f"{url}: {reason}")
     raise DataError(
         f"{remote.filename} could not be fetched ({'; '.join(reasons)}). What arrived is kept: the "
-        "same command goes on from there. Without network, copy the file from another machine to "
+        "same command continues from there. Without network, copy the file from another machine to "
         f"{target}."
     )
 
@@ -98,15 +96,12 @@ def _from_mirror(url: str, remote: Remote, part: Path, timeout: float, bar: bool
     for _ in range(TRIES_PER_MIRROR):
         try:
             _transfer(url, remote, part, timeout, bar)
-        except urllib.error.HTTPError as e:
-            if e.code == 416:  # our part is longer than their file: not the same file
-                part.unlink(missing_ok=True)
-            reason = f"the server answered {e.code} {e.reason}"
-            if e.code in (403, 404, 410):
-                return reason
-            continue
         except urllib.error.URLError as e:
-            return f"no connection ({e.reason})"
+            code = getattr(e, "code", None)
+            if code != 416:
+                return f"the server answered {code}" if code else f"no connection ({e.reason})"
+            part.unlink(missing_ok=True)  # longer than the server's file: not the same file
+            continue
         except (TimeoutError, ConnectionError, http.client.HTTPException) as e:
             reason = f"the connection broke ({type(e).__name__})"
             continue
@@ -120,33 +115,25 @@ def _from_mirror(url: str, remote: Remote, part: Path, timeout: float, bar: bool
         elif verify(part, remote.checksum):
             return None
         else:
-            reason = f"wrong checksum (wanted {remote.checksum})"
+            reason = f"wrong checksum (not {remote.checksum})"
             part.unlink()
     return reason
 
 
 def _transfer(url: str, remote: Remote, part: Path, timeout: float, bar: bool) -> None:
-    """Append to `part` what is missing; start anew where the server does not do ranges."""
+    """Append what is missing to `part`; start anew if the server does not support ranges."""
     have = part.stat().st_size if part.exists() else 0
-    if have >= remote.size:
-        if have == remote.size:
-            return
-        part.unlink()
-        have = 0
+    if have == remote.size:
+        return
+    have = have if have < remote.size else 0  # too long: not the same file
     request = urllib.request.Request(url, headers={"User-Agent": "ml_speech_learning"})
     if have:
         request.add_header("Range", f"bytes={have}-")
     with urllib.request.urlopen(request, timeout=timeout) as response:
         if response.status != 206:
             have = 0
-        shown = tqdm(
-            total=remote.size,
-            initial=have,
-            unit="B",
-            unit_scale=True,
-            desc=remote.filename,
-            disable=not bar,
-        )
+        shown = tqdm(desc=remote.filename, total=remote.size, initial=have, disable=not bar)
+        shown.unit, shown.unit_scale = "B", True
         with shown, open(part, "ab" if have else "wb") as out:
             while chunk := response.read(CHUNK):
                 out.write(chunk)
@@ -214,13 +201,13 @@ def _is_full(error: OSError) -> bool:
 
 def _disk_full(what: str) -> DataError:
     return DataError(
-        f"The disk is full: {what}. Make room and run the same command again (it goes on from there), or "
+        f"The disk is full: {what}. Make room and run the same command again (it continues from there), or "
         "put the data on another disk with STUDY_DATA=/path."
     )
 
 
 def _merge(source: Path, folder: Path) -> None:
-    """Move what was unpacked into place; whole folders at once where nothing stands there yet."""
+    """Move what was unpacked into place; whole folders at once where there is nothing yet."""
     for entry in sorted(source.iterdir()):
         target = folder / entry.name
         if entry.is_dir() and target.is_dir():
