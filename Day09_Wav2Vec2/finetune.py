@@ -370,26 +370,23 @@ def _train_words(
 ) -> History:
     """Train on connected words with all labels, log a row and save the weights."""
     words, corpus, log = material(profile)
-    row, sets = (
-        configuration(profile, task, init, 1.0, recipe),
-        recipe.curriculum(words, 1.0, first),
-    )
-    how = sets, corpus, words.train.speakers, seed
-    return _train_and_save(log, path, row, init, recipe, recipe.settings, *how)
+    row = configuration(profile, task, init, 1.0, recipe)
+    sets = recipe.curriculum(words, 1.0, first)
+    return _train_and_save(log, path, row, recipe, sets, corpus, words.train.speakers, seed)
 
 
 def _train_and_save(
-    log: RunLogger, path: Path, row: dict[str, Any], init: str, recipe: Recipe, settings: FineTuning,
-    sets: Sequence[Utterances], corpus: SpeechCorpus, speakers: list[str], seed: int,
-    data: str = "spoken words in a row",
+    log: RunLogger, path: Path, row: dict[str, Any], recipe: Recipe, sets: Sequence[Utterances],
+    corpus: SpeechCorpus, speakers: list[str], seed: int, data: str = "spoken words in a row",
 ) -> History:  # fmt: skip
     """Fine-tune on a training set for each epoch, log a row and save the weights."""
     allow_tf32(log.device)
     with log.run(role="sweep", seed=seed, **row) as run:
-        recogniser = build(log.profile, init, seed, recipe.mask, recipe.dropout)
-        history = fine_tune(recogniser, sets, corpus.validation, settings, seed=seed, run=run)
+        recogniser = build(log.profile, row["init"], seed, recipe.mask, recipe.dropout)
+        plan = replace(recipe.settings, frozen=row.get("frozen", False))
+        history = fine_tune(recogniser, sets, corpus.validation, plan, seed=seed, run=run)
         run.log_metrics(**results(recogniser, history, speakers))
-    save_with_card(path, log, recogniser, history, recipe, init, seed, data)
+    save_with_card(path, log, recogniser, history, recipe, row["init"], seed, data)
     return history
 
 
@@ -436,10 +433,9 @@ def train_sentences(profile: str, path: Path, seed: int = 0) -> History:
         corpus = replace(corpus, train=corpus.train.take(range(8)))
     shortest = np.argsort(corpus.train.lengths)[: len(corpus.train) // 4]
     sets = [corpus.train.take(shortest)] * recipe.short + [corpus.train] * recipe.long
-    settings = replace(recipe.settings, frozen=True)
-    row, init = sentences_row(profile), "pretrained, full"
-    how = sets, corpus, corpus.train.speakers, seed, "whole sentences"
-    return _train_and_save(log, path, row, init, recipe, settings, *how)
+    row, speakers = sentences_row(profile), corpus.train.speakers
+    data = "whole sentences"
+    return _train_and_save(log, path, row, recipe, sets, corpus, speakers, seed, data)
 
 
 def sentences_row(profile: str) -> dict[str, Any]:

@@ -235,7 +235,7 @@ def test_weights_that_are_not_there_name_the_ways_on(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="python -m Day09_Wav2Vec2.pretrain"):
         load_recogniser(tmp_path / "none.safetensors")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(RuntimeError, match=r"Three ways on(.|\n)*hf download facebook/"):
+    with pytest.raises(RuntimeError, match=r"Three options(.|\n)*hf download facebook/"):
         load_recogniser("facebook/wav2vec2-base-never-fetched")
 
 

@@ -51,14 +51,12 @@ def tiny_config(vocabulary: Vocabulary | None = None, **changes: Any) -> Wav2Vec
 
 def make_config(vocabulary: Vocabulary | None, size: Mapping[str, Any]) -> Wav2Vec2Config:
     """The configuration of our own networks: `size` is what differs between them."""
-    vocabulary = vocabulary or Vocabulary()
     settings = {
-        "vocab_size": len(vocabulary), "pad_token_id": vocabulary.blank, "bos_token_id": None,
-        "eos_token_id": None, "feat_extract_norm": "layer", "conv_bias": True,
-        "do_stable_layer_norm": True, "layerdrop": 0.0, "mask_time_prob": 0.05,
-        "mask_time_length": 10, "ctc_zero_infinity": True, "num_codevector_groups": 2,
+        "feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True,
+        "layerdrop": 0.0, "mask_time_prob": 0.05, "mask_time_length": 10,
+        "ctc_zero_infinity": True, "num_codevector_groups": 2,
     }  # fmt: skip
-    return Wav2Vec2Config(**(settings | dict(size)))
+    return Wav2Vec2Config(**(_head_of(vocabulary or Vocabulary()) | settings | dict(size)))
 
 
 def num_frames(samples, config: Wav2Vec2Config):
@@ -191,10 +189,8 @@ def load_recogniser(
 
 
 def _head_of(vocabulary: Vocabulary) -> dict[str, Any]:
-    return {
-        "vocab_size": len(vocabulary), "pad_token_id": vocabulary.blank,
-        "bos_token_id": None, "eos_token_id": None,
-    }  # fmt: skip
+    symbols = {"vocab_size": len(vocabulary), "pad_token_id": vocabulary.blank}
+    return symbols | {"bos_token_id": None, "eos_token_id": None}
 
 
 def change_config(config: Mapping[str, Any], changes: Mapping[str, Any]) -> Wav2Vec2Config:
@@ -228,10 +224,10 @@ def read_card(path: Path) -> dict[str, Any]:
     card = path.with_suffix(".json")
     if not path.is_file() or not card.is_file():
         raise RuntimeError(
-            f"{path.name} and {card.name} are not in {path.parent.name}/. Three ways on:\n"
+            f"{path.name} and {card.name} are not in {path.parent.name}/. Three options:\n"
             "  1. check them out of the repository again:  git checkout -- Day09_Wav2Vec2\n"
             "  2. pretrain them:                           python -m Day09_Wav2Vec2.pretrain --profile study\n"
-            "  3. begin from random weights:               load_recogniser(small_config())"
+            "  3. start from random weights:               load_recogniser(small_config())"
         )
     return json.loads(card.read_text(encoding="utf-8"))
 
@@ -250,7 +246,7 @@ def _load_pretrained(
         return Wav2Vec2ForCTC.from_pretrained(source, config=config), vocabulary
     except OSError as e:
         raise RuntimeError(
-            f"The weights {Path(source).name!r} are not here and could not be fetched. Three ways on:\n"
+            f"The weights {Path(source).name!r} are not here and could not be fetched. Three options:\n"
             f"  1. where there is network:  hf download {source}\n"
             "  2. a copy that you have:    the path of its folder instead of the name\n"
             "  3. our own small weights:   the .safetensors in Day09_Wav2Vec2/checkpoints\n"
