@@ -121,7 +121,7 @@ def as_filed(wave: Tensor, rate: int = SAMPLE_RATE) -> Tensor:
 
 
 def material(
-    wanted: Sequence[Line], profile: str, encoder: DVector | None = None, enrol: int = 5
+    selected: Sequence[Line], profile: str, encoder: DVector | None = None, enrol: int = 5
 ) -> Material:
     """Recordings, references and d-vectors of these lines, and `enrol` other utterances of each speaker.
 
@@ -131,18 +131,18 @@ def material(
     try:
         sets = [corpora.kathleen(profile), corpora.librispeech(profile)]
     except DataError as error:
-        return filed_material(wanted, days.get(11).output(profile) / "audio", error)
+        return filed_material(selected, days.get(11).output(profile) / "audio", error)
     encoder = encoder or pretrained_dvector()
     parts = [part for corpus in sets for part in (corpus.train, corpus.validation, corpus.test)]
     place = {name: (part, i) for part in reversed(parts) for i, name in enumerate(part.names)}
-    used = {n for line in wanted for n in (line.recording, *line.references)}
+    used = {n for line in selected for n in (line.recording, *line.references)}
     found = Material()
 
     def sound(name: str) -> Tensor:
         part, i = place[name]
         return part.sound(i, SAMPLE_RATE)
 
-    for line in wanted:
+    for line in selected:
         speaker = line.speaker
         found.recordings[line.name] = as_filed(sound(line.recording))
         if speaker in found.voices:
@@ -157,13 +157,13 @@ def material(
 
 
 def filed_material(
-    wanted: Sequence[Line], folder: Path, error: Exception | None = None
+    selected: Sequence[Line], folder: Path, error: Exception | None = None
 ) -> Material:
     """The same from `audio/`: recordings and references as WAV, d-vectors in `voices.npz`."""
     found = Material()
     try:
         with np.load(folder / "voices.npz") as voices:
-            for line in wanted:
+            for line in selected:
                 found.voices[line.speaker] = torch.from_numpy(voices[line.speaker])
                 found.recordings[line.name] = read_audio(folder / f"{line.name}_recording.wav")
                 reference = folder / f"{line.speaker}_reference.wav"
@@ -241,10 +241,10 @@ def timed(make: Callable[..., Any], *inputs: Any) -> tuple[Any, float]:
     return made, time.perf_counter() - began
 
 
-def perform(wanted: Iterable[Line], found: Material, nets: Networks) -> Spoken:
+def perform(selected: Iterable[Line], found: Material, nets: Networks) -> Spoken:
     """Synthesise each line with each of its `systems`, and measure the time."""
     made, hop = Spoken(), nets.mel.settings.hop
-    for line in wanted:
+    for line in selected:
         speaker, voice = line.speaker, found.voices[line.speaker]
         recording = made.waves[line.name, "recording"] = found.recordings[line.name]
         mel = nets.mel(recording[None].to(nets.mel.hann.device))
@@ -268,10 +268,10 @@ def perform(wanted: Iterable[Line], found: Material, nets: Networks) -> Spoken:
     return made
 
 
-def write(made: Spoken, wanted: Iterable[Line], found: Material, folder: Path) -> list[Path]:
+def write(made: Spoken, selected: Iterable[Line], found: Material, folder: Path) -> list[Path]:
     """Write the published lines as 16-bit WAV and their d-vectors as `voices.npz`; returns the WAV files."""
     waves, voices = {}, {}
-    for line in wanted:
+    for line in selected:
         if not line.published:
             continue
         for system in systems(line.part):
@@ -289,10 +289,10 @@ def write(made: Spoken, wanted: Iterable[Line], found: Material, folder: Path) -
 
 def publish(profile: str) -> list[Path]:
     """Write all files of Day 11's `audio/`, as `python -m Day11_Voice_Cloning.synthesize` does."""
-    wanted, nets = lines(profile, published=True), networks(profile)
-    found = material(wanted, profile)
-    made = perform(wanted, found, nets)
-    return write(made, wanted, found, days.get(11).output(profile) / "audio")
+    selected, nets = lines(profile, published=True), networks(profile)
+    found = material(selected, profile)
+    made = perform(selected, found, nets)
+    return write(made, selected, found, days.get(11).output(profile) / "audio")
 
 
 def clone(

@@ -415,8 +415,8 @@ def train_own(part: str, profile: str, path: Path, seed: int = 0) -> History:
         run.note = f"weights of step {kept}, the lowest loss on validation"
         run.log_metrics(final_loss=end["train_loss"], n_params=count_parameters(loss))
         run.log_metrics(**{k: end[k] for k in ("grad_norm", "val_loss", "val_mel") if k in end})
-        judged = ("diagonality", "free_diagonality", "free_stopped")
-        run.log_metrics(**{k: end[f"val_{k}"] for k in judged if f"val_{k}" in end})
+        names = ("diagonality", "free_diagonality", "free_stopped")
+        run.log_metrics(**{k: end[f"val_{k}"] for k in names if f"val_{k}" in end})
     if isinstance(loss, FastSpeechLoss):
         measure_liveliness(loss.model.eval(), monitor.keywords["batch"])
     about = prepared.about | {"n_params": count_parameters(loss), "kept_step": kept}

@@ -91,8 +91,8 @@ def material(profile: str, device: torch.device) -> Material:
     corpus, budget = kathleen(profile), BUDGET[profile]
     mel = SynthesisMel(MelSettings(corpus.train.rate)).to(device)
     spoken = tts.make_dataset([corpus.train], mel, budget["longest"])
-    judged = held_out(corpus.validation, mel, budget["longest"], budget["validation"])
-    return Material(corpus.name, spoken, *judged, mel)
+    validation = held_out(corpus.validation, mel, budget["longest"], budget["validation"])
+    return Material(corpus.name, spoken, *validation, mel)
 
 
 def sizes(data: Material, settings: dict, shrink: int = 1) -> TacotronConfig:
