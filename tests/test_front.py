@@ -212,7 +212,7 @@ def test_a_day_fills_in_as_its_files_come(tmp_path, monkeypatch):
         encoding="utf-8",
     )
     assert row(9)[2:6] == ["WER 5.00 % on `words`", "0.5", "10.0 (full)", "1.5"]
-    assert "EPYC (a) (CPU, Day 9)" in readme_tables.machines()
+    assert "EPYC (a) (CPU, days 9)" in readme_tables.machines()
     assert readme_tables.gaps().count("\n") == 0
     last = days.get(15)
     last.folder.mkdir()
@@ -234,9 +234,8 @@ def test_the_headline_names_the_data_of_rows_that_have_the_metric():
 
 
 def test_days_are_named_in_groups():
-    assert readme_tables.day_list([1, 2, 3, 6, 9, 8], "en") == "Days 1–3, 6, 8–9"
-    assert readme_tables.day_list([15], "en") == "Day 15"
-    assert readme_tables.day_list([1, 2, 6], "zh") == "第 1–2、6 天"
+    assert readme_tables.span([1, 2, 3, 6, 9, 8]) == "1–3, 6, 8–9"
+    assert readme_tables.span([15]) == "15"
 
 
 def test_the_picture_is_wide_and_light():

@@ -1,8 +1,9 @@
-"""What the READMEs and the days' pages show, from the tables; README.md and README.zh-CN.md share it."""
+"""What the READMEs, the days' pages and docs show, from the tables."""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 from utils import days
@@ -22,7 +23,7 @@ def say(key: str, language: str, *values: object) -> str:
     return TEXTS["text"][key][language == "zh"].format(*values)
 
 
-def span(numbers: list[int], language: str = "en") -> str:
+def span(numbers: Sequence[int]) -> str:
     """`1–4, 6` for 1, 2, 3, 4, 6."""
     groups: list[list[int]] = []
     for n in sorted(numbers):
@@ -30,13 +31,7 @@ def span(numbers: list[int], language: str = "en") -> str:
             groups[-1].append(n)
         else:
             groups.append([n])
-    comma = "、" if language == "zh" else ", "
-    return comma.join(str(g[0]) if len(g) == 1 else f"{g[0]}–{g[-1]}" for g in groups)
-
-
-def day_list(numbers: list[int], language: str) -> str:
-    """`Days 1–4, 6`, `Day 15`; in Chinese `第 1–4、6 天`."""
-    return say("list" if len(numbers) > 1 else "single", language, span(numbers, language))
+    return ", ".join(str(g[0]) if len(g) == 1 else f"{g[0]}–{g[-1]}" for g in groups)
 
 
 def minutes(found: list[results.Row], device: str, language: str = "en") -> str:
@@ -85,7 +80,7 @@ def overview(language: str = "en") -> str:
     return results.markdown(say("days", language).split("|"), body)
 
 
-def machines(language: str = "en") -> str:
+def machines() -> str:
     """One sentence: the devices of the study and full rows, and the days that ran on each."""
     ran: dict[str, list[int]] = {}
     for day in days.existing():
@@ -95,44 +90,39 @@ def machines(language: str = "en") -> str:
     for name, numbers in ran.items():
         kind, _, model = name.replace("(R)", "").partition(" ")
         model = model.removeprefix("(").removesuffix(")")
-        shown.append(say("machine", language, model, kind.upper(), day_list(numbers, language)))
-    return say("machines", language, ("；" if language == "zh" else "; ").join(shown))
+        shown.append(f"{model} ({kind.upper()}, days {span(numbers)})")
+    return f"The minutes are those of: {'; '.join(shown)}."
 
 
-def gaps(language: str = "en") -> str:
+def gaps() -> str:
     """What the tables say was not run, as list items: full profiles, devices."""
     rows = {d.number: read_table(d.table()) for d in days.existing()}
     full = [n for n, found in rows.items() if all(r.get("profile") == "study" for r in found)]
     kinds = {r["device"].split()[0] for found in rows.values() for r in found if r.get("device")}
     absent = [n for k, n in (("mps", "MPS"), ("cuda", "CUDA")) if k not in kinds]
-    said = [say("full", language, day_list(full, language))] if full else []
-    if absent:
-        said.append(say("devices", language, (" 或 " if language == "zh" else " or ").join(absent)))
-    return "\n".join(f"* {s}" for s in said)
+    said = [f"* Not run: the full profile of days {span(full)}."] if full else []
+    said += [f"* No row of any table comes from {' or '.join(absent)}."] if absent else []
+    return "\n".join(said)
 
 
-def sets(language: str = "en") -> str:
+def sets() -> str:
     """The data sets that `make fetch` knows: the days that use them, what they weigh, their licence."""
     body = []
     for name, source in catalogue.SOURCES.items():
         size = sum(f.size for f in source.files) / 1e6
-        weight = f"{size:,.0f} MB" if size else say("hand", language)
-        chinese = TEXTS["licences"] if language == "zh" else {}
-        numbers = span(list(days.using(name)), language)
-        body.append([f"`{name}`", numbers, weight, chinese.get(name, source.licence)])
-    return results.markdown(say("sets", language).split("|"), body)
+        weight = f"{size:,.0f} MB" if size else "by hand"
+        body.append([f"`{name}`", span(days.using(name)), weight, source.licence])
+    return results.markdown(("set", "days", "download", "licence"), body)
 
 
-def speed(language: str = "en") -> str:
+def speed() -> str:
     """The benchmarks that were run, from `docs/bench.csv`; a baseline that was stopped gives `at least`."""
     body = []
     for row in read_table(days.ROOT / "docs" / "bench.csv"):
-        stock, ratio = row["stock"], row["ratio"]
-        if row["capped"]:
-            stock, ratio = (say("least", language, v) for v in (stock, ratio))
-        claim = row["claim_zh" if language == "zh" else "claim"]
-        body.append([claim, stock, row["ours"], ratio, row["wanted"], row["machine"]])
-    return results.markdown(say("speed", language).split("|"), body)
+        least = "at least " if row["capped"] else ""
+        stock, ratio = (least + row[name] for name in ("stock", "ratio"))
+        body.append([row["claim"], stock, row["ours"], ratio, row["goal"], row["machine"]])
+    return results.markdown(("claim", "stock", "ours", "ratio", "goal", "2-core machine"), body)
 
 
 def neighbours(day: days.Day, file: str) -> list[str]:
