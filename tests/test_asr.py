@@ -159,7 +159,7 @@ def test_the_librarys_lexicon_decoder_writes_the_same_texts(with_model):
     known = ["AB", "B", "AA"]
     model = WordModel(["B AB", "AB AA", "B"], order=2) if with_model else None
     several = [(3 * torch.randn(n, 4, generator=g)).log_softmax(-1) for n in [*range(1, 13), 0]]
-    found = ctc.beam_texts(several, TINY, 200, model, alpha=0.8, beta=0.3, words=known)
+    found = ctc.beam_texts(several, TINY, 200, known, model=model, alpha=0.8, beta=0.3)
     every = (
         beam_search(p, TINY, 200, model, alpha=0.8, beta=0.3, floor=-math.inf, words=known)
         for p in several

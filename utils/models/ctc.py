@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import jiwer
 import numpy as np
@@ -272,22 +273,19 @@ def beam_texts(
     log_probs: Sequence[Tensor],
     vocabulary: Vocabulary,
     beam: int = 16,
-    model: WordModel | None = None,
-    alpha: float = 0.5,
-    beta: float = 1.0,
-    floor: float = -12.0,
     words: Collection[str] | None = None,
+    **options: Any,
 ) -> list[str]:
-    """The best text of each utterance by beam search; `log_probs` are `(frames, symbols)` each.
+    """The best text of each utterance by `beam_search`; `log_probs` are `(frames, symbols)` each.
 
     With a list of `words`, torchaudio's lexicon decoder does it where `flashlight-text` is installed, three to
     six times as fast as `beam_search` at the same width. It has no `floor` and prunes differently, so a few
     unclear utterances get another text.
     """
     if not words or find_spec("flashlight") is None:
-        options = (beam, model, alpha, beta, floor, words)
-        return [beam_search(p, vocabulary, *options)[0].text for p in log_probs]
-    decoder = _lexicon_decoder(vocabulary, sorted(words), beam, model, alpha, beta)
+        options |= {"beam": beam, "words": words}
+        return [beam_search(p, vocabulary, **options)[0].text for p in log_probs]
+    decoder = _lexicon_decoder(vocabulary, sorted(words), beam, **options)
     ending = torch.full((1, len(vocabulary)), -1e4)  # a text ends with a separator
     ending[0, vocabulary.symbols.index(SEPARATOR)] = 0.0
     texts = []
@@ -302,9 +300,10 @@ def _lexicon_decoder(
     vocabulary: Vocabulary,
     words: Sequence[str],
     beam: int,
-    model: WordModel | None,
-    alpha: float,
-    beta: float,
+    model: WordModel | None = None,
+    alpha: float = 0.5,
+    beta: float = 1.0,
+    floor: float = -math.inf,
 ):
     """torchaudio's `ctc_decoder` for these words, with the word model as its language model."""
     from torchaudio.models.decoder import CTCDecoderLM, CTCDecoderLMState, ctc_decoder
@@ -399,14 +398,10 @@ def word_errors(references: Sequence[str], outputs: Sequence[str]) -> tuple[np.n
 
 
 def wer_interval(
-    references: Sequence[str],
-    outputs: Sequence[str],
-    groups: Sequence | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
+    references: Sequence[str], outputs: Sequence[str], groups: Sequence | None = None
 ) -> Interval:
     """WER with its 95 % bootstrap interval (Bisani & Ney, 2004), by speaker where `groups` are the speakers."""
-    return bootstrap_ratio(*word_errors(references, outputs), groups, resamples, seed)
+    return bootstrap_ratio(*word_errors(references, outputs), groups)
 
 
 def wer_difference(
@@ -414,13 +409,11 @@ def wer_difference(
     first: Sequence[str],
     second: Sequence[str],
     groups: Sequence | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> Difference:
     """WER of `first` minus that of `second` on the same utterances, with its 95 % interval."""
     a, words = word_errors(references, first)
     b, _ = word_errors(references, second)
-    return Difference.of(bootstrap_ratio(a - b, words, groups, resamples, seed))
+    return Difference.of(bootstrap_ratio(a - b, words, groups))
 
 
 def _checked(references: Sequence[str], outputs: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -522,9 +515,6 @@ class Batch:
     lengths: Tensor
     labels: Tensor
     label_lengths: Tensor
-
-    def __len__(self) -> int:
-        return len(self.x)
 
 
 def collate(
