@@ -64,8 +64,8 @@ def check_space(folder: Path, needed: int) -> None:
 def download_file(remote: Remote, folder: Path, timeout: float = 20.0, bar: bool = True) -> Path:
     """Fetch `remote` into `folder` and return its path.
 
-    A complete file with the right checksum is not fetched again. An interrupted transfer leaves a `.part` file; the
-    next try or call continues from its end with an HTTP range request (RFC 9110, section 14). Each mirror is tried
+    A complete file with the right checksum is not fetched again. An interrupted transfer leaves a `.part` file; a
+    later call continues from its end with an HTTP range request (RFC 9110, section 14). Each mirror is tried
     up to three times. Raises DataError in one sentence when no mirror had the right file or the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
