@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -29,29 +27,24 @@ class FastCNN(nn.Module):
     which makes the first epochs of a training run cheap.
     """
 
-    def __init__(
-        self,
-        sample: Tensor,
-        widths: tuple[int, int, int] = (32, 96, 96),
-        activation: Callable[[], nn.Module] = nn.GELU,
-    ) -> None:
+    def __init__(self, sample: Tensor, widths: tuple[int, int, int] = (32, 96, 96)) -> None:
         super().__init__()
         filters = whitening_filters(sample)
         self.whiten = nn.Conv2d(3, 2 * len(filters), 2)
         self.whiten.weight.data = torch.cat([filters, -filters])
         self.whiten.weight.requires_grad = False
         nn.init.zeros_(self.whiten.bias)
-        blocks: list[nn.Module] = [activation()]
+        blocks: list[nn.Module] = [nn.GELU()]
         channels = 2 * len(filters)
         for width in widths:
             blocks += [
                 nn.Conv2d(channels, width, 3, padding=1, bias=False),
                 nn.MaxPool2d(2),
                 nn.BatchNorm2d(width),
-                activation(),
+                nn.GELU(),
                 nn.Conv2d(width, width, 3, padding=1, bias=False),
                 nn.BatchNorm2d(width),
-                activation(),
+                nn.GELU(),
             ]
             channels = width
         self.blocks = nn.Sequential(*blocks, nn.AdaptiveMaxPool2d(1), nn.Flatten())

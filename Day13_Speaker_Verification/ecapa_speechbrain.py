@@ -10,28 +10,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from utils.features import as_float
-from utils.models.ecapa_tdnn import whole_windows
 from utils.models.ge2e import Embedder
 
 
 class SpeechBrainECAPA(Embedder):
     """SpeechBrain's `EncoderClassifier` behind the same two calls; `embed` takes whole utterances, as they do."""
 
-    frames, rate = 300, 0.67
+    frames, rate = 300, 0.67  # of `partials`
 
     def __init__(self, classifier) -> None:
         super().__init__()
         self.classifier = classifier
 
-    @property
-    def device(self) -> torch.device:
-        return torch.device(self.classifier.device)
-
     def encode(self, segments: Tensor) -> Tensor:
         return F.normalize(self.classifier.encode_batch(segments)[:, 0].float(), dim=1)
-
-    def segments(self, wave: Tensor) -> Tensor:
-        return whole_windows(wave, self.frames, self.rate, self.coverage)
 
     @torch.no_grad()
     def embed(self, waves: Sequence[Tensor], batch: int = 1) -> Tensor:
@@ -41,28 +33,22 @@ class SpeechBrainECAPA(Embedder):
 
 
 def load_ecapa(
-    source: str | Path = "speechbrain/spkrec-ecapa-voxceleb",
-    device: torch.device | str = "cpu",
-    cache: Path | None = None,
+    source: str | Path = "speechbrain/spkrec-ecapa-voxceleb", device: torch.device | str = "cpu"
 ) -> SpeechBrainECAPA:
     """SpeechBrain's ECAPA-TDNN by a hub name (84 MB) or from a local folder with the same files.
 
-    `cache` is the folder for the hub's files. Without network and folder, SpeechBrain raises OSError or
-    RuntimeError.
+    The hub's files go to `runs/ecapa`. Without network and folder, SpeechBrain raises OSError or RuntimeError.
     """
     from speechbrain.inference.speaker import EncoderClassifier
 
-    folder = Path(source)
-    local = folder.is_dir()
+    files, overrides = "runs/ecapa", {}
+    if Path(source).is_dir():
+        source = files = str(Path(source).resolve())
+        overrides = {"pretrained_path": source}
     classifier = EncoderClassifier.from_hparams(
-        source=str(folder.resolve() if local else source),
-        savedir=str(cache or (folder.resolve() if local else "runs/ecapa")),
-        overrides={"pretrained_path": str(folder.resolve())} if local else {},
-        run_opts={"device": str(device)},
+        source=source, savedir=files, overrides=overrides, run_opts={"device": str(device)}
     )
-    if classifier is None:
-        raise RuntimeError(f"SpeechBrain could not load {source}")
-    return SpeechBrainECAPA(classifier)
+    return SpeechBrainECAPA(classifier).eval()
 
 
 def save_random_ecapa(folder: Path, channels: int = 1024) -> Path:

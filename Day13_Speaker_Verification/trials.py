@@ -10,12 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import det_curve
+from torch import Tensor
+from torch.nn import functional as F
 
 from utils.models.verification import eer, mean_embeddings, split_scores
 from utils.sources import data_root
@@ -25,33 +29,22 @@ TRIALS = SPLITS / "librispeech_test_clean_trials.txt"
 """The committed list of trials of LibriSpeech test-clean."""
 
 
-def min_dcf(
-    scores: ArrayLike,
-    same: ArrayLike,
-    p_target: float = 0.01,
-    c_miss: float = 1.0,
-    c_false_alarm: float = 1.0,
-) -> float:
+def min_dcf(scores: ArrayLike, same: ArrayLike, p_target: float = 0.01) -> float:
     """Minimum detection cost over all thresholds (NIST SRE); 1 for a system that carries no information.
 
-    C = c_miss * P_miss * p_target + c_false_alarm * P_fa * (1 - p_target), divided by the cost of the
-    better of accepting all and rejecting all. Raises ValueError for a prior outside 0..1.
+    C = P_miss * p_target + P_fa * (1 - p_target), divided by the cost of the better of accepting all and
+    rejecting all. Raises ValueError for a prior outside 0..1.
     """
     if not 0 < p_target < 1:
         raise ValueError(f"p_target is a probability between 0 and 1, not {p_target}")
     split_scores(scores, same)
     false_alarm, miss, _ = det_curve(same, scores)
-    accept, reject = c_false_alarm * (1 - p_target), c_miss * p_target
-    cost = (reject * miss + accept * false_alarm).min() / min(accept, reject)
+    cost = (p_target * miss + (1 - p_target) * false_alarm).min() / min(p_target, 1 - p_target)
     return min(1.0, float(cost))  # rejecting all lies off the curve
 
 
 def as_norm(
-    scores: ArrayLike,
-    embeddings: torch.Tensor,
-    pairs: ArrayLike,
-    cohort: torch.Tensor,
-    top: int = 200,
+    scores: ArrayLike, embeddings: Tensor, pairs: ArrayLike, cohort: Tensor, top: int = 200
 ) -> np.ndarray:
     """Adaptive symmetric score normalisation, AS-norm1 (Matejka et al., 2017, Interspeech).
 
@@ -62,8 +55,8 @@ def as_norm(
     top = min(top, len(cohort))
     if top < 2:
         raise ValueError("score normalisation needs a cohort of at least 2 embeddings")
-    unit = torch.nn.functional.normalize(embeddings.double(), dim=1)
-    others = torch.nn.functional.normalize(cohort.double(), dim=1).to(unit.device)
+    unit = F.normalize(embeddings.double(), dim=1)
+    others = F.normalize(cohort.double(), dim=1).to(unit.device)
     nearest = (unit @ others.T).topk(top, dim=1).values  # (utterances, top)
     mean = nearest.mean(1).cpu().numpy()
     std = nearest.std(1).clamp(min=1e-9).cpu().numpy()
@@ -85,12 +78,11 @@ class Calibration:
     offset: float
     eer: float
     agreement: float = float("nan")
-    centre: torch.Tensor | None = field(default=None, repr=False, compare=False)
+    centre: Tensor | None = field(default=None, repr=False, compare=False)
 
     def probability(self, score: float) -> float:
         """Probability of one speaker, when same and different speakers are equally likely beforehand."""
-        odds = self.slope * score + self.offset
-        return float(torch.sigmoid(torch.tensor(odds, dtype=torch.float64)))
+        return float(expit(self.slope * score + self.offset))
 
     def __str__(self) -> str:
         odds = f"log odds {self.slope:.1f} * score {self.offset:+.1f}"
@@ -120,19 +112,11 @@ def calibrate(scores: ArrayLike, same: ArrayLike) -> Calibration:
 # --- identification -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Identification:
-    """Closed-set identification: `names` of the enrolled speakers, true and predicted number of each test item."""
+class Identification(NamedTuple):
+    """Closed-set identification: numbers of the test utterances, and whether each was `right`, both `(items,)`."""
 
-    names: list[str]
     items: np.ndarray
-    truth: np.ndarray
-    predicted: np.ndarray
-
-    @property
-    def right(self) -> np.ndarray:
-        """True where the speaker was identified correctly, `(test utterances,)`."""
-        return self.truth == self.predicted
+    right: np.ndarray
 
     @property
     def accuracy(self) -> float:
@@ -141,28 +125,26 @@ class Identification:
 
 
 def identify(
-    embeddings: torch.Tensor, speakers: Sequence[str], enrol: int = 3, seed: int = 0
+    embeddings: Tensor, speakers: Sequence[str], enrol: int = 3, seed: int = 0
 ) -> Identification:
     """Enrol each speaker with the mean of `enrol` random utterances; identify the speaker of all others.
 
     `embeddings` `(utterances, dim)`. Raises ValueError when a speaker has no utterance left to test.
     """
     rng = random.Random(seed)
-    names = sorted(set(speakers))
-    models, items = [], []
-    for name in names:
+    models, items = {}, []
+    for name in sorted(set(speakers)):
         own = [i for i, s in enumerate(speakers) if s == name]
         if len(own) <= enrol:
             raise ValueError(
                 f"speaker {name} has {len(own)} utterances: {enrol} to enrol leave none to test"
             )
         own.sort(key=lambda _: rng.random())
-        models.append(mean_embeddings(embeddings[own[:enrol]]))
+        models[name] = mean_embeddings(embeddings[own[:enrol]])
         items += own[enrol:]
-    scores = torch.nn.functional.normalize(embeddings[items], dim=1)
-    predicted = (scores @ torch.stack(models).T).argmax(1).cpu().numpy()
-    truth = np.array([names.index(speakers[i]) for i in items])
-    return Identification(names, np.array(items), truth, predicted)
+    scores = F.normalize(embeddings[items], dim=1) @ torch.stack([*models.values()]).T
+    predicted = np.array([*models])[scores.argmax(1).cpu().numpy()]
+    return Identification(np.array(items), predicted == np.array(speakers)[items])
 
 
 # --- trials -------------------------------------------------------------------------------------------
@@ -217,9 +199,8 @@ def make_trials(
     rng = random.Random(seed)
     order = sorted(range(len(names)), key=lambda i: (speakers[i], names[i]))
     names, speakers = [names[i] for i in order], [speakers[i] for i in order]
-    sex_of = [(sexes or {}).get(s, "") for s in speakers]
     own = {s: [i for i, t in enumerate(speakers) if t == s] for s in speakers}
-    sex = dict(zip(speakers, sex_of, strict=True))
+    sex = {s: (sexes or {}).get(s, "") for s in own}
     chosen: set[tuple[int, int]] = set()
 
     def draw(some: list[int]) -> int:
@@ -243,7 +224,7 @@ def make_trials(
                 found += (a, b) not in chosen
                 chosen.add((a, b))
     pairs = np.array(sorted(chosen), np.int64).reshape(-1, 2)
-    return Trials(names, speakers, sex_of, pairs)
+    return Trials(names, speakers, [sex[s] for s in speakers], pairs)
 
 
 def write_trials(path: Path, trials: Trials, comment: str) -> None:
@@ -251,14 +232,12 @@ def write_trials(path: Path, trials: Trials, comment: str) -> None:
 
     Lines count from 0 after the comment. Each name is written once, so 36,000 trials take about 200 kB.
     """
-    partners: list[list[str]] = [[] for _ in trials.names]
-    for a, b in trials.pairs.tolist():
-        partners[a].append(str(b))
     lines = [f"# {line}" for line in comment.splitlines()]
-    for name, speaker, sex, numbers in zip(
-        trials.names, trials.speakers, trials.sexes, partners, strict=True
-    ):
-        lines.append(" ".join([name, speaker, sex or "-", *numbers]))
+    for i, name in enumerate(trials.names):
+        partners = trials.pairs[trials.pairs[:, 0] == i, 1]
+        lines.append(
+            " ".join([name, trials.speakers[i], trials.sexes[i] or "-", *map(str, partners)])
+        )
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

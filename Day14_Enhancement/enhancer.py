@@ -70,6 +70,12 @@ def erb_bank(low: int = 65, bands: int = 64) -> Tensor:
     return (bank / bank.sum(1, keepdim=True)).float()
 
 
+def compressed(spectrum: Tensor, power: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Magnitude, real and imaginary part of a spectrum whose magnitudes are raised to 0.3, given its power."""
+    squeeze = power**-0.35  # |X| ** 0.3 / |X|
+    return power**0.15, spectrum.real * squeeze, spectrum.imag * squeeze
+
+
 class TimeBlock(nn.Module):
     """Dilated depthwise convolution over 3 frames (this and past ones) and 3 bands, between two 1 x 1; residual.
 
@@ -135,9 +141,7 @@ class Enhancer(nn.Module):
     noisy spectrum. Before training the mask is 1: the output is the input.
     """
 
-    def __init__(
-        self, channels: int = 32, hidden: int = 48, dilations: tuple[int, ...] = (1, 2, 5)
-    ) -> None:
+    def __init__(self, channels: int = 32, hidden: int = 48) -> None:
         super().__init__()
         c, self.channels, self.hidden = channels, channels, hidden
         bank = erb_bank()
@@ -145,9 +149,9 @@ class Enhancer(nn.Module):
         self.register_buffer("spread", bank.T.contiguous(), persistent=False)
         self.bands = 33  # 129, halved twice
         self.down = nn.ModuleList([down_block(3, c), down_block(c, c)])
-        self.encoder = nn.ModuleList(TimeBlock(c, d) for d in dilations)
+        self.encoder = nn.ModuleList(TimeBlock(c, d) for d in (1, 2, 5))
         self.paths = nn.ModuleList(DualPath(c, self.bands, hidden) for _ in range(2))
-        self.decoder = nn.ModuleList(TimeBlock(c, d) for d in reversed(dilations))
+        self.decoder = nn.ModuleList(TimeBlock(c, d) for d in (5, 2, 1))
         shape = {"kernel_size": (1, 5), "stride": (1, 2), "padding": (0, 2)}
         self.up = nn.Sequential(nn.ConvTranspose2d(c, c, **shape), nn.BatchNorm2d(c), nn.PReLU(c))
         self.mask = nn.ConvTranspose2d(c, 2, **shape)
@@ -168,9 +172,7 @@ class Enhancer(nn.Module):
     def filter(self, spectrum: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Noisy frames `(batch, frames, 257)` and the state before, to enhanced frames and the state after."""
         power = spectrum.real.square() + spectrum.imag.square() + 1e-10
-        squeeze = power**-0.35  # |X| ** 0.3 / |X|
-        parts = (power**0.15, spectrum.real * squeeze, spectrum.imag * squeeze)
-        x = torch.stack(parts, 1) @ self.merge  # (batch, 3, frames, 129)
+        x = torch.stack(compressed(spectrum, power), 1) @ self.merge  # (batch, 3, frames, 129)
         first = self.down[0](x)  # (batch, c, frames, 65)
         second = x = self.down[1](first)  # (batch, c, frames, 33)
         states, after = iter(state), []
@@ -253,26 +255,21 @@ def si_sdr_loss(estimate: Tensor, clean: Tensor) -> Tensor:
     return -si_sdr(estimate, clean).mean()
 
 
-def compressed_loss(
-    estimate: Tensor, clean: Tensor, power: float = 0.3, weight: float = 0.3
-) -> Tensor:
-    """Distance of spectra whose magnitudes are raised to `power` (Braun & Tashev, 2021, arXiv:2009.12286).
+def compressed_loss(estimate: Tensor, clean: Tensor) -> Tensor:
+    """Distance of spectra whose magnitudes are raised to 0.3 (Braun & Tashev, 2021, arXiv:2009.12286).
 
-    `weight` times the squared distance with phase, plus the rest without. Both waves `(batch, time)` are first
+    0.3 of the squared distance with phase, plus 0.7 of that without. Both waves `(batch, time)` are first
     divided by the RMS of the clean one, so that loud examples have no greater weight than soft ones.
     """
     rms = clean.square().mean(1, keepdim=True).sqrt().clamp(min=1e-4)
-    compressed = []
+    parts = []
     for wave in (estimate, clean):
         spectrum = stft(wave / rms)
-        energy = spectrum.real.square() + spectrum.imag.square()
+        power = spectrum.real.square() + spectrum.imag.square()
         # the floor keeps the gradient of the root finite at silence
-        energy = energy.clamp(min=1e-6)
-        factor = energy ** ((power - 1) / 2)
-        compressed.append((spectrum.real * factor, spectrum.imag * factor, energy ** (power / 2)))
-    (re, im, size), (re_s, im_s, size_s) = compressed
-    with_phase = (re - re_s).square() + (im - im_s).square()
-    return (weight * with_phase + (1 - weight) * (size - size_s).square()).mean()
+        parts.append(compressed(spectrum, power.clamp(min=1e-6)))
+    size, real, imag = (a - b for a, b in zip(*parts, strict=True))
+    return (0.3 * (real.square() + imag.square()) + 0.7 * size.square()).mean()
 
 
 def both_losses(estimate: Tensor, clean: Tensor) -> Tensor:

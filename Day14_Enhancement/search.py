@@ -32,22 +32,18 @@ from . import train as day14
 from .enhancer import LOSSES
 
 
-def init_class_weights(
-    encoder: SpeakerNet, voices: PackedSpeech, n: int = 4, seconds: float = 4.0
-) -> Tensor:
+def init_class_weights(encoder: SpeakerNet, voices: PackedSpeech) -> Tensor:
     """Mean embedding of each training speaker: unit vectors `(speakers, dim)`, by sorted names.
 
-    Over the first `seconds` of up to `n` utterances of each.
+    Over the first 4 s of up to four utterances of each.
     """
-    who, size = np.asarray(voices.speakers), round(seconds * SAMPLE_RATE)
-    rows = [np.flatnonzero(who == name)[:n] for name in sorted(set(voices.speakers))]
-    waves = [
-        voices.samples[voices.starts[i] :][: min(voices.lengths[i], size)]
-        for some in rows
-        for i in some
-    ]
-    vectors = encoder.embed(waves).split([len(some) for some in rows])
-    return torch.stack([mean_embeddings(some) for some in vectors])
+    who, sizes = np.asarray(voices.speakers), np.minimum(voices.lengths, 4 * SAMPLE_RATE)
+    means = []
+    for name in sorted(set(voices.speakers)):
+        chosen = np.flatnonzero(who == name)[:4]
+        waves = [voices.samples[voices.starts[i] :][: sizes[i]] for i in chosen]
+        means.append(mean_embeddings(encoder.embed(waves)))
+    return torch.stack(means)
 
 
 BUDGET: dict[str, dict[str, Any]] = {

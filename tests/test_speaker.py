@@ -56,6 +56,13 @@ def gen(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def small_net() -> SpeakerNet:
+    """A small network with two windows of 1 s each second."""
+    net = SpeakerNet(32, 32, 16)
+    net.frames, net.rate = 100, 2.0
+    return net
+
+
 @pytest.fixture(scope="module")
 def sentences():
     """Bundled sentences: waves (int16) and voices."""
@@ -122,7 +129,7 @@ def test_batched_is_one_by_one(dvector, sentences):
         torch.testing.assert_close(dvector.embed([wave])[0], mine, rtol=0, atol=1e-5)
     assert torch.allclose(together.norm(dim=1), torch.ones(6))
     assert not together.requires_grad
-    net = SpeakerNet(32, 32, 16, frames=100, rate=2.0)
+    net = small_net()
     together = net.embed(waves, batch=4)
     for wave, mine in zip(waves, together, strict=True):
         torch.testing.assert_close(net.embed([wave])[0], mine, rtol=0, atol=1e-5)
@@ -173,7 +180,7 @@ def test_the_network_has_one_to_two_million_weights():
 
 def test_level_and_length_of_a_recording_change_little():
     torch.manual_seed(0)
-    net = SpeakerNet(32, 32, 16, frames=100, rate=2.0).eval()
+    net = small_net().eval()
     wave = 0.1 * torch.randn(30_000, generator=gen())
     torch.testing.assert_close(net.embed([wave]), net.embed([4 * wave]), rtol=0, atol=1e-2)
     short = wave[:500]
@@ -227,7 +234,7 @@ SMALL = SpeakerSettings(
 def test_a_small_training_learns_and_resumes(tmp_path):
     speech, waves = two_tone_speakers()
     noises = {"hiss": torch.randn(20_000, generator=gen())}
-    augment = voice_augmentation(noises, rooms=5)
+    augment = voice_augmentation(noises)
 
     def train(settings=SMALL, **more):
         torch.manual_seed(0)
@@ -349,10 +356,10 @@ def test_reverberation_is_the_convolution_at_the_same_level():
 def test_augmentation_repeats_and_can_be_left_out():
     x = (3000 * torch.randn(6, 4000, generator=gen())).to(torch.int16)
     noises = {"hiss": torch.randn(9000, generator=gen(1))}
-    augment = voice_augmentation(noises, noisy=1.0, wet=1.0, rooms=4)
+    augment = voice_augmentation(noises, noisy=1.0, wet=1.0)
     assert torch.equal(augment(x, gen(5)), augment(x, gen(5)))
     assert not torch.equal(augment(x, gen(5)), augment(x, gen(6)))
-    clean = voice_augmentation(noises, noisy=0.0, wet=0.0, rooms=4)
+    clean = voice_augmentation(noises, noisy=0.0, wet=0.0)
     assert torch.equal(clean(x, gen()), x.float() / 32768)
 
 

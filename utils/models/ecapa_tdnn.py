@@ -17,19 +17,11 @@ from torch.nn import functional as F
 from .. import days
 from ..device import epoch_seed
 from ..features import SAMPLE_RATE, LogMel, as_float, resample
-from ..logger import Run
-from ..speech.augment import (
-    add_noise,
-    join_noises,
-    noise_segments,
-    reverberate,
-    room_response,
-    spec_augment,
-)
+from ..speech import augment
 from ..speech.corpora import SpeechCorpus, speech_commands
 from ..speech.pack import PackedSpeech, Utterances
 from ..training import History, fit_one_cycle
-from .ge2e import HOP, Embedder, slice_starts
+from .ge2e import Embedder
 from .verification import all_pairs, cosine_scores, eer
 from .weights import load_weights
 
@@ -107,25 +99,17 @@ class SpeakerNet(Embedder):
     """A small ECAPA-TDNN (Desplanques et al., 2020, arXiv:2005.07143) on log-mel features.
 
     `(batch, time)` waves at 16 kHz, int16 or float, to embeddings `(batch, dim)`. The mean over time is
-    subtracted from each mel channel, which removes level and microphone. `masks` are the largest numbers of
-    frames and channels that SpecAugment masks in training. `embed` cuts utterances into windows of `frames`
-    frames; a shorter one is repeated until it fills a window.
+    subtracted from each mel channel, which removes level and microphone. In training SpecAugment masks up to 10
+    frames and 8 channels. `embed` cuts utterances into windows of `frames` frames, `rate` of them a second.
     """
 
-    def __init__(
-        self,
-        channels: int = 256,
-        pooled: int = 512,
-        dim: int = 192,
-        n_mels: int = 80,
-        masks: tuple[int, int] = (10, 8),
-        frames: int = 300,
-        rate: float = 0.67,
-    ) -> None:
+    frames, rate = 300, 0.67
+
+    def __init__(self, channels: int = 256, pooled: int = 512, dim: int = 192) -> None:
         super().__init__()
-        self.frames, self.rate, self.masks, self.dim = frames, rate, masks, dim
-        self.front_end = LogMel(n_mels)
-        self.first = conv_block(n_mels, channels, 5)
+        self.dim = dim
+        self.front_end = LogMel(80)
+        self.first = conv_block(80, channels, 5)
         self.blocks = nn.ModuleList(SERes2Block(channels, d) for d in (2, 3, 4))
         self.join = conv_block(3 * channels, pooled, 1)
         self.pool = AttentiveStatistics(pooled)
@@ -134,14 +118,14 @@ class SpeakerNet(Embedder):
         )
 
     def features(self, wave: Tensor) -> Tensor:
-        """Input of the network: `(batch, n_mels, frames)`, each channel with mean 0 over time."""
+        """Input of the network: `(batch, 80, frames)`, each channel with mean 0 over time."""
         features = self.front_end(as_float(wave))
         return features - features.mean(2, keepdim=True)
 
     def forward(self, wave: Tensor) -> Tensor:
         features = self.features(wave)
-        if self.training and any(self.masks):
-            features = spec_augment(features, None, *self.masks)
+        if self.training:
+            features = augment.spec_augment(features, None, time=10, frequency=8)
         total = self.first(features)  # (batch, channels, frames)
         outputs = []
         for block in self.blocks:  # each block gets the sum of all outputs before it
@@ -152,19 +136,6 @@ class SpeakerNet(Embedder):
 
     def encode(self, segments: Tensor) -> Tensor:
         return F.normalize(self(segments).float(), dim=1)
-
-    def segments(self, wave: Tensor) -> Tensor:
-        return whole_windows(wave, self.frames, self.rate, self.coverage)
-
-
-def whole_windows(wave: Tensor, frames: int, rate: float, coverage: float) -> Tensor:
-    """`(windows, samples)` without padding: a short wave is repeated, the last window ends where the wave does."""
-    size = frames * HOP
-    if len(wave) < size:
-        wave = wave.repeat(math.ceil(size / len(wave)))[:size]
-    starts = slice_starts(len(wave), frames, rate, coverage)
-    last = len(wave) - size
-    return torch.stack([wave[s : s + size] for s in (min(i * HOP, last) for i in starts)])
 
 
 class SpeakerClassifier(nn.Module):
@@ -203,6 +174,7 @@ def aam_softmax(
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
+@dataclass
 class RandomSegments:
     """Batches of random segments `(batch, crop)` with speaker numbers `(batch,)`, in the place of `data.Batches`.
 
@@ -213,29 +185,24 @@ class RandomSegments:
     (circular padding). `augment(x, generator)` gets the int16 batch and returns floats.
     """
 
-    def __init__(
-        self,
-        speech: PackedSpeech,
-        *,
-        crop: int,
-        batch_size: int,
-        batches: int,
-        seed: int = 0,
-        power: float = 0.5,
-        augment: Augment | None = None,
-    ) -> None:
-        if not len(speech.lengths) or speech.lengths.min() < 1:
+    speech: PackedSpeech
+    crop: int
+    batch_size: int
+    batches: int
+    seed: int = 0
+    power: float = 0.5
+    augment: Augment | None = None
+
+    def __post_init__(self) -> None:
+        names, labels = np.unique(self.speech.speakers, return_inverse=True)
+        arrays = (self.speech.starts, self.speech.lengths, labels)
+        self.starts, self.lengths, self.labels = (torch.as_tensor(x).long() for x in arrays)
+        if not len(names) or self.lengths.min() < 1:
             raise ValueError("an utterance has no samples")
-        names, labels = np.unique(speech.speakers, return_inverse=True)
-        self.samples, self.n_speakers = speech.samples, len(names)
-        self.starts, self.lengths, self.labels = (
-            torch.as_tensor(x).long() for x in (speech.starts, speech.lengths, labels)
-        )
-        self.crop, self.batch_size, self.batches = crop, batch_size, batches
-        self.seed, self.augment = seed, augment or (lambda x, g: as_float(x))
+        self.n_speakers = len(names)
         total = torch.zeros(len(names), dtype=torch.float64)
         total.index_add_(0, self.labels, self.lengths.double())
-        self.weights = total[self.labels] ** (power - 1) * self.lengths
+        self.weights = total[self.labels] ** (self.power - 1) * self.lengths
 
     def __len__(self) -> int:
         return self.batches
@@ -243,7 +210,8 @@ class RandomSegments:
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of epoch `number` (from 0), each `(x, y)`."""
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, number))
-        device, size = self.samples.device, self.batch_size
+        samples, size, change = self.speech.samples, self.batch_size, self.augment
+        device = samples.device
         step = torch.arange(self.crop, device=device)
         for _ in range(self.batches):
             drawn = torch.multinomial(self.weights, size, replacement=True, generator=generator)
@@ -254,8 +222,9 @@ class RandomSegments:
             start, length, offset = (
                 v.to(device)[:, None] for v in (self.starts[drawn], length, offset)
             )
-            x = self.samples[start + (offset + step) % length]  # (batch, crop)
-            yield self.augment(x, generator), self.labels[drawn].to(device)
+            x = samples[start + (offset + step) % length]  # (batch, crop)
+            x = change(x, generator) if change else as_float(x)
+            yield x, self.labels[drawn].to(device)
 
 
 # --- training -----------------------------------------------------------------------------------------
@@ -266,37 +235,35 @@ def voice_augmentation(
     noisy: float = 0.5,
     wet: float = 0.3,
     snr_db: tuple[float, float] = (0.0, 20.0),
-    rt60: tuple[float, float] = (0.15, 0.8),
-    rooms: int = 200,
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> Augment:
     """Reverberation in a fraction `wet` of the segments, then noise in a fraction `noisy`.
 
-    From int16 to float `(batch, time)`. The room responses are made once. `rt60` in s and `snr_db` in dB are drawn
-    from uniform distributions.
+    From int16 to float `(batch, time)`. The responses of 200 rooms are made once. Reverberation times from 0.15 to
+    0.8 s and `snr_db` in dB are drawn from uniform distributions.
     """
-    noise = join_noises(noises).to(device)
+    noise = augment.join_noises(noises).to(device)
     g = torch.Generator().manual_seed(seed)
-    times = rt60[0] + (rt60[1] - rt60[0]) * torch.rand(rooms, generator=g)
-    responses = room_response(times, g).to(device)
+    times = 0.15 + 0.65 * torch.rand(200, generator=g)
+    responses = augment.room_response(times, g).to(device)
 
-    def augment(wave: Tensor, generator: torch.Generator) -> Tensor:
+    def change(wave: Tensor, generator: torch.Generator) -> Tensor:
         wave = as_float(wave).clone()
         count = len(wave)
         chosen = torch.rand(count, generator=generator).lt(wet).to(wave.device)
-        room = torch.randint(rooms, (count,), generator=generator).to(wave.device)
-        if wet > 0 and chosen.any():
-            wave[chosen] = reverberate(wave[chosen], responses[room[chosen]])
+        room = torch.randint(len(responses), (count,), generator=generator).to(wave.device)
+        if chosen.any():
+            wave[chosen] = augment.reverberate(wave[chosen], responses[room[chosen]])
         chosen = torch.rand(count, generator=generator).lt(noisy).to(wave.device)
         snr = torch.rand(count, generator=generator).to(wave.device)
         snr = snr_db[0] + (snr_db[1] - snr_db[0]) * snr
-        if len(noise) and noisy > 0 and chosen.any():
-            segments = noise_segments(noise, int(chosen.sum()), wave.shape[1], generator)
-            wave[chosen] = add_noise(wave[chosen], segments, snr[chosen])
+        if len(noise) and chosen.any():
+            segments = augment.noise_segments(noise, int(chosen.sum()), wave.shape[1], generator)
+            wave[chosen] = augment.add_noise(wave[chosen], segments, snr[chosen])
         return wave
 
-    return augment
+    return change
 
 
 def validation_eer(
@@ -333,8 +300,6 @@ def train_speaker_net(
     encoder: SpeakerNet | None = None,
     class_weights: Tensor | None = None,
     seed: int = 0,
-    run: Run | None = None,
-    mixed: bool = True,
     **more: Any,
 ) -> tuple[SpeakerNet, History]:
     """Train a SpeakerNet with AAM-softmax on random segments, from random weights or from those of `encoder`.
@@ -342,8 +307,8 @@ def train_speaker_net(
     The device is that of the speech; the schedule is OneCycle. With an `encoder`, also give `class_weights`
     `(speakers, dim)` in the order of the sorted names, e.g. each speaker's mean embedding: with random ones the
     first steps spoil good weights. `validate(encoder)` is called after each epoch, e.g. `validation_eer`;
-    `more` goes to `training.fit` (checkpoint, stop, bar, label). The same call after a kill continues the run.
-    Seed the random numbers first (`seed_everything`).
+    `more` goes to `training.fit` (run, checkpoint, stop, bar, label). The same call after a kill continues the
+    run. Seed the random numbers first (`seed_everything`).
     """
     batches = RandomSegments(
         speech, crop=round(settings.seconds * SAMPLE_RATE), batch_size=settings.batch_size,
@@ -355,9 +320,9 @@ def train_speaker_net(
         with torch.no_grad():
             model.class_weights.copy_(class_weights)
     history = fit_one_cycle(
-        model, batches, settings.optimizer, settings.lr, settings.epochs, run=run,
+        model, batches, settings.optimizer, settings.lr, settings.epochs,
         loss_fn=partial(aam_softmax, margin=settings.margin, scale=settings.scale),
-        validate=(lambda m: validate(m.encoder)) if validate else None, mixed=mixed, **more,
+        validate=(lambda m: validate(m.encoder)) if validate else None, **{"mixed": True, **more},
     )  # fmt: skip
     return encoder, history
 

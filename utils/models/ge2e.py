@@ -49,21 +49,28 @@ def normalise_volume(wave: Tensor, target_dbfs: float = -30.0) -> Tensor:
 class Embedder(nn.Module):
     """Cuts utterances into windows, one unit vector each; the embedding of an utterance is their mean.
 
-    A subclass sets `frames`, the length of a window in steps of 10 ms, and defines `segments(wave)` and
-    `encode(segments)`.
+    A subclass sets `frames`, the length of a window in steps of 10 ms, and `rate`, the windows a second, and
+    defines `encode(segments)`.
     """
 
     frames: int
-    rate = 1.3
-    coverage = 0.75
+    rate: float
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
     def segments(self, wave: Tensor) -> Tensor:
-        """The samples of each window of `(time,)`: `(windows, samples)`."""
-        raise NotImplementedError
+        """The samples of each window of `(time,)`: `(windows, samples)`, without padding.
+
+        A short wave is repeated until it fills a window; the last window ends where the wave does.
+        """
+        size = self.frames * HOP
+        if len(wave) < size:
+            wave = wave.repeat(math.ceil(size / len(wave)))[:size]
+        last = len(wave) - size
+        starts = [min(i * HOP, last) for i in slice_starts(len(wave), self.frames, self.rate)]
+        return torch.stack([wave[s : s + size] for s in starts])
 
     def encode(self, segments: Tensor) -> Tensor:
         """`(windows, samples)` to unit vectors `(windows, dim)`."""
@@ -84,25 +91,19 @@ class Embedder(nn.Module):
 
     @torch.no_grad()
     def _windows(self, waves: Sequence[Tensor], batch: int) -> list[Tensor]:
+        windows = []
+        for i, wave in enumerate(waves):
+            wave = torch.as_tensor(wave)
+            if wave.ndim != 1 or not len(wave):
+                raise ValueError(f"wave {i} is {tuple(wave.shape)}, not (time,)")
+            windows.append(self.segments(as_float(wave.to(self.device))))
         was_training = self.training
         self.eval()
         try:
-            results, counts, waiting = [], [], []
-            for i, wave in enumerate(waves):
-                wave = torch.as_tensor(wave)
-                if wave.ndim != 1 or not len(wave):
-                    raise ValueError(f"wave {i} is {tuple(wave.shape)}, not (time,)")
-                waiting.append(self.segments(as_float(wave.to(self.device))))
-                counts.append(len(waiting[-1]))
-                ready = sum(len(w) for w in waiting)
-                if ready >= batch or i == len(waves) - 1:
-                    rows = torch.cat(waiting)
-                    full = len(rows) if i == len(waves) - 1 else ready // batch * batch
-                    results += [self.encode(r) for r in rows[:full].split(batch)]
-                    waiting = [rows[full:]]
+            vectors = [self.encode(part) for part in torch.cat(windows).split(batch)]
         finally:
             self.train(was_training)
-        return list(torch.cat(results).split(counts))
+        return list(torch.cat(vectors).split([len(w) for w in windows]))
 
 
 # --- the pretrained d-vector --------------------------------------------------------------------------
@@ -118,22 +119,21 @@ class DVector(Embedder):
     of them and the package needs a compiler.
     """
 
-    frames = 160
+    frames, rate = 160, 1.3
     n_mels = 40
     margin = 200
     """Half an FFT window in samples: what a frame needs on either side of its centre."""
 
-    def __init__(self, hidden: int = 256, dim: int = 256, layers: int = 3) -> None:
+    def __init__(self) -> None:
         super().__init__()
         from torchaudio.functional import melscale_fbanks
 
         self.spectrogram = Spectrogram(400, 400, HOP, centre=False)
-        bank = melscale_fbanks(
-            201, 0.0, SAMPLE_RATE / 2, self.n_mels, SAMPLE_RATE, "slaney", "slaney"
-        )
+        nyquist = SAMPLE_RATE / 2
+        bank = melscale_fbanks(201, 0.0, nyquist, self.n_mels, SAMPLE_RATE, "slaney", "slaney")
         self.register_buffer("bank", bank, persistent=False)
-        self.lstm = nn.LSTM(self.n_mels, hidden, layers, batch_first=True)
-        self.linear = nn.Linear(hidden, dim)
+        self.lstm = nn.LSTM(self.n_mels, 256, 3, batch_first=True)
+        self.linear = nn.Linear(256, 256)
 
     def mel(self, segments: Tensor) -> Tensor:
         """Mel power of waves with their margins: `(batch, samples)` to `(batch, frames, 40)`."""
@@ -149,7 +149,7 @@ class DVector(Embedder):
 
     def segments(self, wave: Tensor) -> Tensor:
         wave = normalise_volume(wave)
-        starts = slice_starts(len(wave), self.frames, self.rate, self.coverage)
+        starts = slice_starts(len(wave), self.frames, self.rate)
         size = (self.frames - 1) * HOP + 2 * self.margin
         missing = starts[-1] * HOP + size - self.margin - len(wave)
         padded = F.pad(wave, (self.margin, max(0, missing)))
@@ -163,9 +163,8 @@ def resemblyzer_weights() -> Path:
     Raises FileNotFoundError with the command that installs it.
     """
     spec = importlib.util.find_spec("resemblyzer")
-    for folder in spec.submodule_search_locations or [] if spec else []:
-        if (Path(folder) / "pretrained.pt").is_file():
-            return Path(folder) / "pretrained.pt"
+    if spec and (path := Path(spec.origin).with_name("pretrained.pt")).is_file():
+        return path
     raise FileNotFoundError(
         "The trained speaker encoder comes with the package resemblyzer, which is not installed: "
         "pip install --no-deps resemblyzer==0.1.4"

@@ -10,16 +10,7 @@ from torch import Tensor, nn
 
 from .. import days
 from ..features import SAMPLE_RATE, LogMel, as_float, to_level
-from ..speech.augment import (
-    add_noise,
-    change_microphone,
-    change_speed,
-    join_noises,
-    noise_segments,
-    play_at,
-    spec_augment,
-    time_shift,
-)
+from ..speech import augment
 from ..training import predict
 from .weights import load_weights
 
@@ -47,8 +38,7 @@ class CNN2d(nn.Module):
                 nn.BatchNorm2d((i + 1) * width),
                 activation(),
             ]
-        layers = nn.Sequential(*layers)
-        self.layers = layers.to(memory_format=torch.channels_last)
+        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
         self.out_features = 4 * width * (channels // 16)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -91,52 +81,50 @@ class KeywordNet(nn.Module):
     def forward(self, wave: Tensor) -> Tensor:
         features = self.features(wave)
         if self.training and any(self.masks):
-            features = spec_augment(features, None, *self.masks)
+            features = augment.spec_augment(features, None, *self.masks)
         return self.head(self.dropout(self.network(features)))
 
 
-Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def augmentation(
-    noises: Mapping[str, torch.Tensor], strength: float = 1.0, noisy: float = 0.3
+    noises: Mapping[str, Tensor], strength: float = 1.0, noisy: float = 0.3
 ) -> Augment:
     """Augmentation by speed, shift, microphone and noise on a whole batch; `strength` 0 changes nothing.
 
     At strength 1: speed by up to 15 %, shift by up to 100 ms, another microphone (see
     `augment.change_microphone`), and noise at 0 to 25 dB in a fraction `noisy` of the clips.
     """
-    noise = join_noises(noises)
+    noise = augment.join_noises(noises)
 
-    def augment(wave: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        wave = change_speed(as_float(wave), generator, 0.15 * min(strength, 1.5))
-        wave = time_shift(wave, generator, round(0.1 * SAMPLE_RATE * strength))
-        wave = change_microphone(wave, generator, 4.0 * strength, 0.3 * strength)
+    def change(wave: Tensor, generator: torch.Generator) -> Tensor:
+        wave = augment.change_speed(as_float(wave), generator, 0.15 * min(strength, 1.5))
+        wave = augment.time_shift(wave, generator, round(0.1 * SAMPLE_RATE * strength))
+        wave = augment.change_microphone(wave, generator, 4.0 * strength, 0.3 * strength)
         chosen = torch.rand(len(wave), generator=generator) < noisy * strength
         count = int(chosen.sum())
         if count and len(noise):
-            segments = noise_segments(noise, count, wave.shape[1], generator)
+            segments = augment.noise_segments(noise, count, wave.shape[1], generator)
             snr = 25 * torch.rand(count, generator=generator)
             chosen = chosen.to(wave.device)
-            wave[chosen] = add_noise(wave[chosen], segments, snr.to(wave.device))
+            wave[chosen] = augment.add_noise(wave[chosen], segments, snr.to(wave.device))
         return wave
 
-    return augment
+    return change
 
 
 SPEEDS = (1.0, 0.92, 1.08)
 """Playing speeds that `probabilities` averages over."""
 
 
-def probabilities(
-    model: KeywordNet, wave: torch.Tensor, speeds: Sequence[float] = SPEEDS
-) -> torch.Tensor:
+def probabilities(model: KeywordNet, wave: Tensor, speeds: Sequence[float] = SPEEDS) -> Tensor:
     """Probabilities `(batch, classes)` of waves `(batch, time)`, the mean over several playing speeds.
 
     Test-time augmentation: played slower, a voice has a longer vocal tract. Costs one pass per speed.
     """
     wave = as_float(wave)
-    outputs = [predict(model, play_at(wave, s)).softmax(1) for s in speeds]
+    outputs = [predict(model, augment.play_at(wave, s)).softmax(1) for s in speeds]
     return torch.stack(outputs).mean(0)
 
 

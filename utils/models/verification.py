@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.nn import functional as F
 
 from ..metrics import Difference, Interval
 
@@ -81,11 +83,7 @@ def accuracy_at(scores: ArrayLike, same: ArrayLike, threshold: float) -> float:
 
 
 def _resampled_eers(
-    scores: ArrayLike,
-    same: ArrayLike,
-    speakers: Sequence[tuple[str, str]] | np.ndarray,
-    resamples: int,
-    seed: int,
+    scores: ArrayLike, same: ArrayLike, speakers: ArrayLike, resamples: int, seed: int
 ) -> np.ndarray:
     """EER of each of `resamples` draws of the speakers with replacement, `(resamples,)`.
 
@@ -116,11 +114,7 @@ def _resampled_eers(
 
 
 def eer_interval(
-    scores: ArrayLike,
-    same: ArrayLike,
-    speakers: Sequence[tuple[str, str]] | np.ndarray,
-    resamples: int = 1000,
-    seed: int = 0,
+    scores: ArrayLike, same: ArrayLike, speakers: ArrayLike, resamples: int = 1000, seed: int = 0
 ) -> Interval:
     """EER with its 95 % bootstrap interval over speakers; `speakers` `(trials, 2)` names both of each trial.
 
@@ -136,7 +130,7 @@ def eer_difference(
     a: ArrayLike,
     b: ArrayLike,
     same: ArrayLike,
-    speakers: Sequence[tuple[str, str]] | np.ndarray,
+    speakers: ArrayLike,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Difference:
@@ -150,33 +144,31 @@ def eer_difference(
 # --- scores -------------------------------------------------------------------------------------------
 
 
-def cosine_scores(
-    embeddings: torch.Tensor, pairs: ArrayLike, centre: torch.Tensor | None = None
-) -> np.ndarray:
+def cosine_scores(embeddings: Tensor, pairs: ArrayLike, centre: Tensor | None = None) -> np.ndarray:
     """Cosine of the two embeddings of each trial: `(utterances, dim)` and `(trials, 2)` to `(trials,)`.
 
     With a `centre` `(dim,)` the embeddings are `centred` first.
     """
     if centre is not None:
         embeddings = centred(embeddings, centre)
-    unit = torch.nn.functional.normalize(embeddings.double(), dim=1)
+    unit = F.normalize(embeddings.double(), dim=1)
     a, b = torch.as_tensor(np.asarray(pairs), device=unit.device).long().T
     return (unit[a] * unit[b]).sum(1).cpu().numpy()
 
 
-def centred(embeddings: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+def centred(embeddings: Tensor, mean: Tensor) -> Tensor:
     """Embeddings `(utterances, dim)` minus what all voices share, scaled to length 1 again.
 
     `mean` `(dim,)` is the mean embedding of many other speakers. The cosine of two centred embeddings compares
     what is particular to two voices (Garcia-Romero & Espy-Wilson, 2011, Interspeech, without whitening).
     """
-    return torch.nn.functional.normalize(embeddings - mean.to(embeddings), dim=1)
+    return F.normalize(embeddings - mean.to(embeddings), dim=1)
 
 
-def mean_embeddings(embeddings: torch.Tensor) -> torch.Tensor:
+def mean_embeddings(embeddings: Tensor) -> Tensor:
     """The model of one speaker: the unit vector along the mean of `(utterances, dim)`, `(dim,)`."""
-    unit = torch.nn.functional.normalize(embeddings, dim=1)
-    return torch.nn.functional.normalize(unit.mean(0), dim=0)
+    unit = F.normalize(embeddings, dim=1)
+    return F.normalize(unit.mean(0), dim=0)
 
 
 def all_pairs(speakers: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
