@@ -388,6 +388,7 @@ TINY = EnhancerSettings(
 )
 
 
+@pytest.mark.slow
 def test_a_small_training_learns_and_resumes(sentences, tmp_path):
     speech = packed(sentences)
     noises = {"hiss": noise(30_000)}

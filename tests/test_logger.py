@@ -204,6 +204,7 @@ def test_two_notebooks_at_once_lose_no_row(tmp_path):
     assert {r["run"] for r in read_table(path)} == wanted
 
 
+@pytest.mark.slow
 def test_kill_minus_9_while_writing_loses_nothing_that_was_finished(tmp_path):
     path = tmp_path / "t.csv"
     writer = (

@@ -90,6 +90,7 @@ def test_losses_by_hand_and_without_padding():
     assert parts["duration"].item() == pytest.approx(sum(x * x for x in b) / len(b), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_it_learns_spectra_and_durations_and_speaks_without_them():
     torch.manual_seed(0)
     every, held_out = sentences(200), sentences(4, seed=9)
@@ -154,6 +155,7 @@ def test_pitch_of_a_tone_and_prosody_of_letters():
     torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.slow
 def test_the_training_leaves_weights_and_a_card(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
     monkeypatch.setattr(train, "pick_device", lambda: torch.device("cpu"))

@@ -283,6 +283,7 @@ def test_training_on_begins_where_the_encoder_puts_the_voices():
     assert aimed.epochs[0]["train_loss"] < 0.5 * lost.epochs[0]["train_loss"]
 
 
+@pytest.mark.slow
 def test_the_shipped_training_repeats_itself(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
     path = tmp_path / "net.safetensors"

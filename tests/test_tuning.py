@@ -57,6 +57,7 @@ def wait_for(path, lines, seconds=60):
     raise AssertionError("the worker did not begin its trials")
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_and_loses_only_the_running_trial(tmp_path):
     first = worker(tmp_path, 6, 0.4)
     wait_for(tmp_path / "log", 3)
