@@ -31,8 +31,7 @@ class FastCNN(nn.Module):
         super().__init__()
         filters = whitening_filters(sample)
         self.whiten = nn.Conv2d(3, 2 * len(filters), 2)
-        self.whiten.weight.data = torch.cat([filters, -filters])
-        self.whiten.weight.requires_grad = False
+        self.whiten.weight = nn.Parameter(torch.cat([filters, -filters]), requires_grad=False)
         nn.init.zeros_(self.whiten.bias)
         blocks: list[nn.Module] = [nn.GELU()]
         channels = 2 * len(filters)

@@ -80,8 +80,8 @@ def scalars(url: str, run: str, tag: str) -> list[tuple[int, float]]:
 
 def browser() -> str | None:
     """A Chromium or Chrome on this machine; `$STUDY_BROWSER` names another one."""
-    names = (os.environ.get("STUDY_BROWSER") or "", *BROWSERS)
-    return next((found for name in names if name and (found := shutil.which(name))), None)
+    names = [os.environ.get("STUDY_BROWSER", ""), *BROWSERS]
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 def capture(url: str, page: str, png: Path, size: tuple[int, int] = (1500, 1000)) -> Path:

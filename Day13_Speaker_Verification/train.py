@@ -12,17 +12,8 @@ from utils import days
 from utils.device import pick_device, seed_everything
 from utils.features import SAMPLE_RATE
 from utils.logger import RunLogger
-from utils.models.ecapa_tdnn import (
-    SPEEDS,
-    SpeakerNet,
-    SpeakerSettings,
-    train_speaker_net,
-    training_voices,
-    validation_eer,
-    voice_augmentation,
-    waves_per_speaker,
-    weights_name,
-)
+from utils.models import ecapa_tdnn
+from utils.models.ecapa_tdnn import SpeakerNet, SpeakerSettings
 from utils.models.ge2e import Embedder
 from utils.models.weights import save_weights, training_card, training_command
 from utils.speech.corpora import librispeech, noises
@@ -57,16 +48,16 @@ def train_encoder(
     """
     device = pick_device()
     seed_everything(seed)
-    augment = voice_augmentation(noises(profile).train, device=device, seed=seed)
+    augment = ecapa_tdnn.voice_augmentation(noises(profile).train, device=device, seed=seed)
     more = {"label": f"encoder, seed {seed}", **more}
-    return train_speaker_net(
+    return ecapa_tdnn.train_speaker_net(
         voices.to(device), validate, SETTINGS[profile], augment, seed=seed, **more
     )
 
 
 def weights_path(profile: str, seed: int) -> Path:
     """Where the weights of a profile and seed are stored."""
-    return days.get(13).output(profile) / "checkpoints" / weights_name(profile, seed)
+    return days.get(13).output(profile) / "checkpoints" / ecapa_tdnn.weights_name(profile, seed)
 
 
 def train(profile: str, path: Path, seed: int = 0) -> History:
@@ -77,13 +68,13 @@ def train(profile: str, path: Path, seed: int = 0) -> History:
     """
     settings, device = SETTINGS[profile], pick_device()
     corpus = librispeech(profile)
-    voices = training_voices(profile, corpus)
-    waves, names = waves_per_speaker(corpus.validation, 20)
+    voices = ecapa_tdnn.training_voices(profile, corpus)
+    waves, names = ecapa_tdnn.waves_per_speaker(corpus.validation, 20)
     log = RunLogger(13, profile, voices.name, device, COLUMNS)
     steps = settings.batches * settings.epochs
     chosen = {k: getattr(settings, k) for k in ("optimizer", "lr", "batch_size", "margin")}
     with log.run(seed=seed, model="SpeakerNet, own", steps=steps, **chosen) as run:
-        validate = partial(validation_eer, waves=waves, speakers=names)
+        validate = partial(ecapa_tdnn.validation_eer, waves=waves, speakers=names)
         encoder, history = train_encoder(profile, voices, validate, seed, run=run)
         end, size = history.epochs[-1], count_parameters(encoder)
         run.log_metrics(n_params=size, speakers=len(set(voices.speakers)), loss=end["train_loss"])
@@ -92,7 +83,8 @@ def train(profile: str, path: Path, seed: int = 0) -> History:
         log, history, settings, seed, model="SpeakerNet", n_params=size, data=voices.name,
         what="speaker encoder trained from random weights with AAM-softmax",
         hours=round(len(voices.samples) / SAMPLE_RATE / 3600, 2),
-        speakers=len(set(voices.speakers)), speeds=SPEEDS, metric={"val_eer": end["val_eer"]},
+        speakers=len(set(voices.speakers)), speeds=ecapa_tdnn.SPEEDS,
+        metric={"val_eer": end["val_eer"]},
     )  # fmt: skip
     save_weights(path, encoder, card, half=True)
     return history

@@ -58,9 +58,8 @@ class Mixtures:
         for clean, _ in self.segments.epoch(number):
             device, (count, length) = clean.device, clean.shape
             low, high = self.level_db
-            level = (low + (high - low) * torch.rand(count, generator=generator)).to(device)
-            rms = clean.square().mean(1, keepdim=True).sqrt().clamp(min=1e-5)  # (batch, 1)
-            clean = clean * (10 ** (level[:, None] / 20) / rms)
+            level = (low + (high - low) * torch.rand(count, 1, generator=generator)).to(device)
+            clean = to_level(clean, level)
             noise = augment.noise_segments(self.noise, count, length, generator)
             if self.varied:
                 noise = within_band(varied_noises(noise, generator), clean)
@@ -103,9 +102,7 @@ def fixed_mixtures(
     length, names = round(seconds * SAMPLE_RATE), list(noises)
     clean, noise, kinds = [], [], []
     for i, wave in enumerate(waves):
-        wave = fixed_length(as_float(torch.as_tensor(wave)), length)
-        rms = wave.square().mean().sqrt().clamp(min=1e-6)
-        clean.append(wave * 10 ** (level_db / 20) / rms)
+        clean.append(to_level(fixed_length(as_float(wave), length), level_db))
         kinds.append(names[i % len(names)])
         long = noises[kinds[-1]]
         long = long.repeat(-(-length // len(long)))  # a short recording is repeated
@@ -149,7 +146,7 @@ def varied_voices(wave: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def varied_noises(noise: Tensor, generator: torch.Generator) -> Tensor:
-    """corpora.Noises `(batch, time)` up to a quarter faster or slower and coloured.
+    """Noises `(batch, time)` up to a quarter faster or slower and coloured.
 
     Half of them are mixed with another noise of the batch, reversed in time and 0 to 20 dB softer.
     """
@@ -195,8 +192,6 @@ def train_enhancer(
     The device is that of the speech. `validate(model)` is called after each epoch; `more` goes to
     `training.fit` (run, checkpoint, stop, bar, label). The same call after a kill continues the run.
     """
-    if settings.loss not in LOSSES:
-        raise ValueError(f"loss {settings.loss!r}: write one of {', '.join(LOSSES)}")
     batches = mixtures(speech, noises, settings, seed)
     model = Enhancer(settings.channels).to(speech.samples.device)
     history = training.fit_one_cycle(

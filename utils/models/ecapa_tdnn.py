@@ -48,8 +48,6 @@ class SERes2Block(nn.Module):
 
     def __init__(self, channels: int, dilation: int, scale: int = 8, squeeze: int = 64) -> None:
         super().__init__()
-        if channels % scale:
-            raise ValueError(f"{channels} channels cannot be split into {scale} groups")
         width = channels // scale
         self.before = conv_block(channels, channels, 1)
         self.branches = nn.ModuleList(
@@ -117,13 +115,9 @@ class SpeakerNet(Embedder):
             nn.BatchNorm1d(2 * pooled), nn.Linear(2 * pooled, dim), nn.BatchNorm1d(dim)
         )
 
-    def features(self, wave: Tensor) -> Tensor:
-        """Input of the network: `(batch, 80, frames)`, each channel with mean 0 over time."""
-        features = self.front_end(as_float(wave))
-        return features - features.mean(2, keepdim=True)
-
     def forward(self, wave: Tensor) -> Tensor:
-        features = self.features(wave)
+        features = self.front_end(as_float(wave))  # (batch, 80, frames)
+        features = features - features.mean(2, keepdim=True)
         if self.training:
             features = augment.spec_augment(features, None, time=10, frequency=8)
         total = self.first(features)  # (batch, channels, frames)

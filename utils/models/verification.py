@@ -32,8 +32,6 @@ def split_scores(scores: ArrayLike, same: ArrayLike) -> tuple[np.ndarray, np.nda
     Raises ValueError where no EER is defined: one kind of trial is missing, or a score is not finite.
     """
     scores, same = np.asarray(scores), np.asarray(same).astype(bool, copy=False)
-    if scores.ndim != 1 or scores.shape != same.shape:
-        raise ValueError(f"one score and one label a trial: {scores.shape} and {same.shape}")
     target, other = scores[same], scores[~same]
     if not len(target) or not len(other):
         raise ValueError(
@@ -127,15 +125,10 @@ def eer_interval(
 
 
 def eer_difference(
-    a: ArrayLike,
-    b: ArrayLike,
-    same: ArrayLike,
-    speakers: ArrayLike,
-    resamples: int = 1000,
-    seed: int = 0,
+    a: ArrayLike, b: ArrayLike, same: ArrayLike, speakers: ArrayLike, resamples: int = 1000
 ) -> Difference:
     """EER of system a minus that of b on the same trials, with its interval over the same draws of speakers."""
-    drawn = [_resampled_eers(s, same, speakers, resamples, seed) for s in (a, b)]
+    drawn = [_resampled_eers(s, same, speakers, resamples, seed=0) for s in (a, b)]
     low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])
     mean = eer(a, same).rate - eer(b, same).rate
     return Difference(float(mean), float(low), float(high))
