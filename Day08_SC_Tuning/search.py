@@ -53,7 +53,7 @@ SPACE: dict[str, BaseDistribution] = {
 }
 """What may vary. `strength` scales Day 7's augmentations, SpecAugment included; 1 is Day 7's.
 
-It begins at 0.3: a first search from 0 chose almost none, because a short trial has no time to learn by heart.
+It begins at 0.3: a first search from 0 chose almost none, because a short trial has no time to overfit.
 """
 
 
@@ -70,7 +70,7 @@ def build(words: Words, settings: dict, device: torch.device) -> KeywordNet:
 
 
 def train(words: Words, settings: dict, epochs: int, seed: int = 0, run=None, stop=None, bar=True):
-    """One training by these settings; returns the model and its history."""
+    """One training run with these settings; returns the model and its history."""
     device = words.train.y.device
     seed_everything(seed)
     model = build(words, settings, device)
@@ -90,7 +90,7 @@ def train(words: Words, settings: dict, epochs: int, seed: int = 0, run=None, st
 def score(numbers: Mapping[str, float]) -> float:
     """What the search maximises: minus the validation loss, by which Day 7 chose its pair, too.
 
-    455 clips give accuracy in steps of 0.2 points, and their speakers are easy; the loss also says how sure.
+    With 455 clips accuracy has steps of 0.2 points, and their speakers are easy; the loss also shows confidence.
     """
     return -numbers["val_loss"]
 
