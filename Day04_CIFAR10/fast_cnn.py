@@ -33,18 +33,12 @@ class FastCNN(nn.Module):
         self.whiten = nn.Conv2d(3, 2 * len(filters), 2)
         self.whiten.weight = nn.Parameter(torch.cat([filters, -filters]), requires_grad=False)
         nn.init.zeros_(self.whiten.bias)
-        blocks: list[nn.Module] = [nn.GELU()]
-        channels = 2 * len(filters)
+        blocks, channels = [nn.GELU()], 2 * len(filters)
         for width in widths:
-            blocks += [
-                nn.Conv2d(channels, width, 3, padding=1, bias=False),
-                nn.MaxPool2d(2),
-                nn.BatchNorm2d(width),
-                nn.GELU(),
-                nn.Conv2d(width, width, 3, padding=1, bias=False),
-                nn.BatchNorm2d(width),
-                nn.GELU(),
-            ]
+            first = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+            blocks += [first, nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.GELU()]
+            second = nn.Conv2d(width, width, 3, padding=1, bias=False)
+            blocks += [second, nn.BatchNorm2d(width), nn.GELU()]
             channels = width
         self.blocks = nn.Sequential(*blocks, nn.AdaptiveMaxPool2d(1), nn.Flatten())
         self.head = nn.Linear(channels, 10, bias=False)

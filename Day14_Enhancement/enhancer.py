@@ -7,8 +7,6 @@ itself. The output depends on at most 32 ms of later input.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -86,11 +84,8 @@ class TimeBlock(nn.Module):
         super().__init__()
         c, self.past = channels, 2 * dilation
         self.before = nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c), nn.PReLU(c))
-        self.depth = nn.Sequential(
-            nn.Conv2d(c, c, 3, dilation=(dilation, 1), padding=(0, 1), groups=c),
-            nn.BatchNorm2d(c),
-            nn.PReLU(c),
-        )
+        depth = nn.Conv2d(c, c, 3, dilation=(dilation, 1), padding=(0, 1), groups=c)
+        self.depth = nn.Sequential(depth, nn.BatchNorm2d(c), nn.PReLU(c))
         self.after = nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c))
 
     def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
@@ -277,9 +272,5 @@ def both_losses(estimate: Tensor, clean: Tensor) -> Tensor:
     return compressed_loss(estimate, clean) + 0.01 * si_sdr_loss(estimate, clean)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "si_sdr": si_sdr_loss,
-    "compressed": compressed_loss,
-    "both": both_losses,
-}
+LOSSES = {"si_sdr": si_sdr_loss, "compressed": compressed_loss, "both": both_losses}
 """Losses of `(estimate, clean)`, `(batch, time)` each, by the name that the searches use."""

@@ -227,11 +227,10 @@ def day14_noises(profile: str) -> corpora.Noises:
     if profile == "quick":
         return some
     words = corpora.speech_commands(profile)
-    more = [
-        {k: to_level(v, -20.0) for k, v in n.items()} for n in (words.train_noise, words.test_noise)
-    ]
+    parts = (words.train_noise, words.test_noise)
+    train_noise, test_noise = ({k: to_level(v, -20.0) for k, v in part.items()} for part in parts)
     name = f"{some.name}+{words.name.rsplit('-', 1)[0]}-noise"
-    return corpora.Noises(name, some.train | more[0], some.test | more[1])
+    return corpora.Noises(name, some.train | train_noise, some.test | test_noise)
 
 
 def split_tail(noise: Mapping[str, Tensor], fraction: float = 0.1) -> tuple[dict, dict]:

@@ -16,15 +16,11 @@ class SmallCNN(nn.Module):
         self, batch_norm: bool = True, dropout: float = 0.0, widths: tuple[int, ...] = (32, 64, 128)
     ) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
+        layers, channels = [], 3
         for width in widths:
-            layers += [
-                nn.Conv2d(channels, width, 3, padding=1, bias=not batch_norm),
-                nn.MaxPool2d(2),
-                *([nn.BatchNorm2d(width)] if batch_norm else []),
-                nn.ReLU(),
-            ]
+            layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=not batch_norm))
+            norm = [nn.BatchNorm2d(width)] if batch_norm else []
+            layers += [nn.MaxPool2d(2), *norm, nn.ReLU()]
             channels = width
         self.features = nn.Sequential(*layers, nn.Flatten())
         self.dropout = nn.Dropout(dropout)

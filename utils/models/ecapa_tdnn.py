@@ -30,12 +30,8 @@ from .weights import load_weights
 
 def conv_block(in_channels: int, out_channels: int, kernel: int, dilation: int = 1) -> nn.Module:
     """Convolution over time that keeps the length, ReLU, batch norm."""
-    padding = dilation * (kernel - 1) // 2
-    return nn.Sequential(
-        nn.Conv1d(in_channels, out_channels, kernel, dilation=dilation, padding=padding),
-        nn.ReLU(),
-        nn.BatchNorm1d(out_channels),
-    )
+    conv = nn.Conv1d(in_channels, out_channels, kernel, dilation=dilation, padding="same")
+    return nn.Sequential(conv, nn.ReLU(), nn.BatchNorm1d(out_channels))
 
 
 class SERes2Block(nn.Module):

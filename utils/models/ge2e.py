@@ -153,8 +153,7 @@ class DVector(Embedder):
         size = (self.frames - 1) * HOP + 2 * self.margin
         missing = starts[-1] * HOP + size - self.margin - len(wave)
         padded = F.pad(wave, (self.margin, max(0, missing)))
-        step = starts[1] if len(starts) > 1 else 1
-        return padded.unfold(0, size, step * HOP)[: len(starts)]  # (windows, size)
+        return torch.stack([padded[s * HOP :][:size] for s in starts])
 
 
 def resemblyzer_weights() -> Path:

@@ -26,18 +26,12 @@ class CNN2d(nn.Module):
 
     def __init__(self, channels: int, width: int = 24, activation: Activation = nn.ReLU) -> None:
         super().__init__()
-        layers: list[nn.Module] = [
-            nn.Conv2d(1, width, 5, stride=2, padding=2, bias=False),
-            nn.BatchNorm2d(width),
-            activation(),
-        ]
-        for i in (1, 2, 3):
-            layers += [
-                nn.Conv2d(i * width, (i + 1) * width, 3, padding=1, bias=False),
-                nn.MaxPool2d(2),
-                nn.BatchNorm2d((i + 1) * width),
-                activation(),
-            ]
+        conv = nn.Conv2d(1, width, 5, stride=2, padding=2, bias=False)
+        layers = [conv, nn.BatchNorm2d(width), activation()]
+        for before in (width, 2 * width, 3 * width):
+            after = before + width
+            conv = nn.Conv2d(before, after, 3, padding=1, bias=False)
+            layers += [conv, nn.MaxPool2d(2), nn.BatchNorm2d(after), activation()]
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
         self.out_features = 4 * width * (channels // 16)
 
