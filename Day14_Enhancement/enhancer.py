@@ -210,8 +210,7 @@ class EnhancerStream:
 
     def reset(self) -> None:
         """Begin a new wave."""
-        self.rest = self.window.new_zeros(HOP)
-        self.tail = self.window.new_zeros(HOP)
+        self.rest = self.tail = self.window.new_zeros(HOP)
         self.state = self.model.start(1)
         self.skip, self.missing = HOP, 0  # the first half frame lies before the wave
 

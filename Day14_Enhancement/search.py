@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -188,13 +188,11 @@ study_path = partial(tuning.study_path, 14)
 """The journal file of one study: `study_path(profile, study)`."""
 
 
-def run_worker(
-    profile: str, trials: int | None = None, studies: Sequence[str] = tuple(SPACES)
-) -> None:
+def run_worker(profile: str, trials: int | None = None) -> None:
     """One worker: trials of the enhancer's study, then of the verifier's."""
     device, budget = pick_device(), BUDGET[profile]
     speech = load(profile, device)
-    for study in studies:
+    for number, study in enumerate(SPACES):
         data = speech.speech if study == "enhancer" else speech.voices
         log = RunLogger(14, profile, data.name, device, day14.COLUMNS)
         tuning.search(
@@ -202,5 +200,5 @@ def run_worker(
             objective(study, log, speech, budget),
             trials or budget["trials"],
             code=days.code_version(log.day.folder, notebooks=False),
-            seed=1000 * list(SPACES).index(study),  # or both would begin with the same draws
+            seed=1000 * number,  # or both would begin with the same draws
         )

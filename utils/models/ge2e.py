@@ -119,8 +119,7 @@ class DVector(Embedder):
     of them and the package needs a compiler.
     """
 
-    frames, rate = 160, 1.3
-    n_mels = 40
+    frames, rate, n_mels = 160, 1.3, 40
     margin = 200
     """Half an FFT window in samples: what a frame needs on either side of its centre."""
 
