@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -45,7 +44,7 @@ def serve(logdir: Path, timeout: float = 90.0) -> Iterator[str]:
         deadline, before = time.monotonic() + timeout, None
         wanted = len({p.parent for p in Path(logdir).rglob("events.out.tfevents.*")})
         while True:
-            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+            with contextlib.suppress(OSError):  # it does not answer yet
                 if wanted and len(ask(url, "/data/runs")) >= wanted:
                     tags = ask(url, "/data/plugin/scalars/tags")
                     if tags and tags == before:  # listed is not yet read
