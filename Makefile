@@ -18,9 +18,9 @@ PY        = $(VENV)/bin/python
 run: $(VENV)/.installed        ## all days that exist, quick profile, offline, ends with a table
 	@$(PY) -m tools run --profile quick
 test: $(VENV)/.installed       ## the whole test suite (what CI runs)
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2 --dist loadfile
 check: $(VENV)/.installed      ## the short loop: lint and the tests without notebooks
-	@$(PY) -m ruff check -q . && $(PY) -m pytest -q -m "not notebook and not processes and not slow"
+	@$(PY) -m ruff check -q . && $(PY) -m pytest -q -n 2 --dist loadfile -m "not notebook and not processes and not slow"
 extras: $(VENV)/.installed     ## optional packages: requirements-extras.txt
 	@sed 's/ *#.*//; /^$$/d' requirements-extras.txt | while read -r line; do \
 	  $(PY) -m pip install -q "$$line" -c constraints.txt $(PIP_ARGS) || echo "left out: $$line"; done

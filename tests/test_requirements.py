@@ -17,6 +17,7 @@ COMMANDS = {
     "jupyterlab": "`make lab`",
     "ipykernel": "the kernel of the notebooks",
     "ruff": "`make check`",
+    "pytest-xdist": "`make test` on both cores",
     "datasets": "Day 9 will read one corpus with it",
     "flashlight-text": "torchaudio's lexicon decoder is built on it",
     "pystoi": "torchmetrics calls it for STOI",
