@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,12 @@ from .pretrain import (
     small_config,
 )
 
+VALIDATED = ("val_loss", "val_wer", "val_cer", "val_blanks")
+
 COLUMNS = (
     *PRETRAIN_COLUMNS, "init", "labels", "head_lr", "mask", "lessons", "speakers", "epochs",
-    "val_loss", "val_wer", "val_cer", "val_blanks", "wer", "cer", "accuracy", "substitutions",
-    "deletions", "insertions", "decoder", "val_curve",
+    *VALIDATED, "wer", "cer", "accuracy", "substitutions", "deletions", "insertions", "decoder",
+    "val_curve",
 )  # fmt: skip
 
 SHARES = {"random": (1.0, 0.3, 0.1), "pretrained": (1.0, 0.3, 0.1), "pretrained, full": (1.0, 0.1)}
@@ -71,8 +73,6 @@ training speakers whose labels are used."""
 
 def fraction_of_speakers(clips: Clips, fraction: float, seed: int = 0) -> Clips:
     """The clips of randomly chosen speakers, as many as make up a `fraction` of all clips."""
-    if not 0 < fraction <= 1:
-        raise ValueError(f"the fraction must be between 0 and 1, not {fraction}")
     speakers = sorted(set(clips.speakers))
     random.Random(seed).shuffle(speakers)
     size, chosen = Counter(clips.speakers), set()
@@ -222,18 +222,12 @@ def build(
 
 
 def train(
-    profile: str,
-    init: str,
-    labels: float,
-    words: Words,
-    corpus: SpeechCorpus,
-    seed: int = 0,
-    **how: Any,
+    profile: str, init: str, labels: float, words: Words, corpus: SpeechCorpus, **how: Any
 ) -> tuple[Wav2Vec2CTC, History]:
     """One training run with the grid's recipe: the recogniser and its history. `how` goes to `fine_tune`."""
-    recipe = RECIPE[profile]
-    recogniser, sets = build(profile, init, seed), recipe.curriculum(words, labels)
-    history = fine_tune(recogniser, sets, corpus.validation, recipe.settings, seed=seed, **how)
+    recipe, recogniser = RECIPE[profile], build(profile, init)
+    sets = recipe.curriculum(words, labels)
+    history = fine_tune(recogniser, sets, corpus.validation, recipe.settings, **how)
     return recogniser, history
 
 
@@ -247,31 +241,6 @@ def configuration(
     }  # fmt: skip
 
 
-def results(recogniser: Wav2Vec2CTC, history: History, speakers: Iterable[str]) -> dict[str, Any]:
-    """The results of a training run, for its row, without the test."""
-    end = history.epochs[-1]
-    return {
-        "speakers": len(set(speakers)),
-        "epochs": end["epoch"], "steps": len(history.steps["loss"]), "final_loss": end["train_loss"],
-        "grad_norm": end["grad_norm"], "n_params": sum(p.numel() for p in recogniser.parameters()),
-        "val_curve": " ".join(f"{v:.4f}" for v in history.column("val_wer")),
-        **{k: end[k] for k in ("val_loss", "val_wer", "val_cer", "val_blanks")},
-    }  # fmt: skip
-
-
-def save_with_card(
-    path: Path, log: RunLogger, recogniser: Wav2Vec2CTC, history: History, recipe: Recipe,
-    init: str, seed: int, data: str = "spoken words in a row",
-) -> None:  # fmt: skip
-    """Write a recogniser with its card."""
-    card = training_card(
-        log, history, recipe, seed, data=log.dataset,
-        metric={"val_wer": history.epochs[-1]["val_wer"]},
-        what=f"wav2vec 2.0, {init} weights, fine-tuned with CTC on {data}",
-    )  # fmt: skip
-    save_wav2vec2(path, recogniser, card)
-
-
 def material(profile: str) -> tuple[Words, SpeechCorpus, RunLogger]:
     """The words, their sequences, and the day's table."""
     words = corpora.speech_commands("quick" if profile == "quick" else "study")
@@ -279,61 +248,75 @@ def material(profile: str) -> tuple[Words, SpeechCorpus, RunLogger]:
     return words, corpus, RunLogger(9, profile, corpus.name, pick_device(), COLUMNS)
 
 
-def test(recogniser: Wav2Vec2CTC, corpus: SpeechCorpus, run: Run) -> None:
-    """Log the word errors of greedy decoding on the committed test sequences."""
-    found = evaluate_ctc(recogniser, corpus.test).errors
+def finish(
+    run: Run, recogniser: Wav2Vec2CTC, history: History, recipe: Recipe, speakers: Iterable[str],
+    path: Path | None, data: str = "spoken words in a row",
+) -> None:  # fmt: skip
+    """Log the results of a training run without the test, and write the recogniser with its card to `path`."""
+    end = history.epochs[-1]
     run.log_metrics(
-        wer=found.wer, cer=found.cer, accuracy=found.word_accuracy, decoder="greedy",
-        substitutions=found.substitutions, deletions=found.deletions, insertions=found.insertions,
+        speakers=len(set(speakers)), epochs=end["epoch"], steps=len(history.steps["loss"]),
+        final_loss=end["train_loss"], n_params=sum(p.numel() for p in recogniser.parameters()),
+        val_curve=" ".join(f"{v:.4f}" for v in history.column("val_wer")),
+        **{k: end[k] for k in ("grad_norm", *VALIDATED)},
     )  # fmt: skip
+    if path:
+        card = training_card(
+            run.log, history, recipe, run.seed, data=run.log.dataset,
+            metric={"val_wer": end["val_wer"]},
+            what=f"wav2vec 2.0, {run.config['init']} weights, fine-tuned with CTC on {data}",
+        )  # fmt: skip
+        save_wav2vec2(path, recogniser, card)
+
+
+def checkpoint(profile: str, name: str) -> Path:
+    """A file of weights of the day."""
+    return days.get(9).output(profile) / "checkpoints" / f"{name}.safetensors"
 
 
 def shipped(profile: str, init: str) -> Path:
     """The file of the grid's recogniser with all labels."""
-    return _checkpoint(profile, f"_{init.replace(', ', '_')}")
-
-
-def cell(
-    log: RunLogger, profile: str, init: str, labels: float, words: Words, corpus: SpeechCorpus, seed: int = 0
-) -> None:  # fmt: skip
-    """Train one cell of the grid, test it once and log its row; with all labels also save its weights."""
-    recipe = RECIPE[profile]
-    chosen = configuration(profile, "connected words", init, labels, recipe)
-    role = "baseline" if init == "random" else "sweep"  # the headline is LONG's
-    run = log.run(role=role, seed=seed, **chosen)
-    if any(row["run"] == run.id and row["role"] == role for row in read_table(log.path)):
-        return  # trained before
-    with run:
-        recogniser, history = train(profile, init, labels, words, corpus, seed, run=run, bar=False)
-        used = fraction_of_speakers(words.train, labels).speakers
-        run.log_metrics(**results(recogniser, history, used))
-        test(recogniser, corpus, run)
-        if labels == 1.0:
-            save_with_card(shipped(profile, init), log, recogniser, history, recipe, init, seed)
+    return checkpoint(profile, f"connected_words_{init.replace(', ', '_')}")
 
 
 def recogniser_path(profile: str, on: int | None = None) -> Path:
     """The file that `train_words` writes, or that `go_on` writes with the seed `on`."""
-    return _checkpoint(profile, "" if on is None else f"_on_{on}")
+    return checkpoint(profile, "connected_words" if on is None else f"connected_words_on_{on}")
 
 
-def _checkpoint(profile: str, suffix: str) -> Path:
-    name = f"connected_words{suffix}.safetensors"
-    return days.get(9).output(profile) / "checkpoints" / name
+def sentences_path(profile: str) -> Path:
+    """The file that `train_sentences` writes."""
+    return checkpoint(profile, "sentences")
 
 
 def run_worker(profile: str, trials: int | None = None) -> None:
-    """One worker of the grid: trains the cells that no other worker has; `trials` bounds how many."""
+    """One worker of the grid: trains the cells that no other worker has; `trials` bounds how many.
+
+    A cell is tested once; with all labels its weights are saved.
+    """
     words, corpus, log = material(profile)
-    locks = days.runs(profile, log.day.name, "cells")
+    recipe, locks = RECIPE[profile], days.runs(profile, log.day.name, "cells")
     locks.mkdir(parents=True, exist_ok=True)
-    run_cell = partial(cell, log, profile, words=words, corpus=corpus)
     for init, labels in CELLS[:trials]:
-        lock = FileLock(locks / f"{init}_{labels}.lock")
+        row = configuration(profile, "connected words", init, labels, recipe)
+        role = "baseline" if init == "random" else "sweep"  # the headline is LONG's
+        run = log.run(role=role, **row)
         try:
-            with lock.acquire(blocking=False):
+            with FileLock(locks / f"{init}_{labels}.lock", timeout=0):
+                if any((r["run"], r["role"]) == (run.id, run.role) for r in read_table(log.path)):
+                    continue  # trained before
                 print(f"{init} weights, {labels:.0%} of the labels", flush=True)
-                run_cell(init=init, labels=labels)
+                with run:
+                    trained = train(profile, init, labels, words, corpus, run=run, bar=False)
+                    found = evaluate_ctc(trained[0], corpus.test).errors
+                    run.log_metrics(
+                        wer=found.wer, cer=found.cer, accuracy=found.word_accuracy, decoder="greedy",
+                        substitutions=found.substitutions, deletions=found.deletions,
+                        insertions=found.insertions,
+                    )  # fmt: skip
+                    speakers = fraction_of_speakers(words.train, labels).speakers
+                    path = shipped(profile, init) if labels == 1.0 else None
+                    finish(run, *trained, recipe, speakers, path)
         except Timeout:
             continue  # another worker has it
 
@@ -355,14 +338,11 @@ def go_on(profile: str, path: Path, seed: int = 0) -> History:
     `python -m Day09_Wav2Vec2.finetune words-on`: three quarters of an hour of a CPU core a seed; a stopped run
     continues. Each seed has its own sequences. Raises ValueError for another seed.
     """
-    if seed in FIRST:
-        init, recipe = "connected words", ON[profile]
-    elif seed in SECOND:
-        init, recipe = "connected words, mean", AGAIN[profile]
-    else:
+    if seed not in FIRST + SECOND:
         raise ValueError(f"words-on has the seeds {FIRST + SECOND}, not {seed}.")
+    init, recipes = ("connected words", ON) if seed in FIRST else ("connected words, mean", AGAIN)
     task, first = "connected words, gone on", 1000 * (1 + seed)
-    return _train_words(profile, path, task, init, recipe, seed, first)
+    return _train_words(profile, path, task, init, recipes[profile], seed, first)
 
 
 def _train_words(
@@ -370,23 +350,23 @@ def _train_words(
 ) -> History:
     """Train on connected words with all labels, log a row and save the weights."""
     words, corpus, log = material(profile)
-    row = configuration(profile, task, init, 1.0, recipe)
+    run = log.run(seed=seed, **configuration(profile, task, init, 1.0, recipe))
     sets = recipe.curriculum(words, 1.0, first)
-    return _train_and_save(log, path, row, recipe, sets, corpus, words.train.speakers, seed)
+    return _train_and_save(run, path, recipe, sets, corpus, words.train.speakers)
 
 
 def _train_and_save(
-    log: RunLogger, path: Path, row: dict[str, Any], recipe: Recipe, sets: Sequence[Utterances],
-    corpus: SpeechCorpus, speakers: list[str], seed: int, data: str = "spoken words in a row",
+    run: Run, path: Path, recipe: Recipe, sets: Sequence[Utterances], corpus: SpeechCorpus,
+    speakers: Iterable[str], **about: str,
 ) -> History:  # fmt: skip
-    """Fine-tune on a training set for each epoch, log a row and save the weights."""
-    allow_tf32(log.device)
-    with log.run(role="sweep", seed=seed, **row) as run:
-        recogniser = build(log.profile, row["init"], seed, recipe.mask, recipe.dropout)
-        plan = replace(recipe.settings, frozen=row.get("frozen", False))
-        history = fine_tune(recogniser, sets, corpus.validation, plan, seed=seed, run=run)
-        run.log_metrics(**results(recogniser, history, speakers))
-    save_with_card(path, log, recogniser, history, recipe, row["init"], seed, data)
+    """Fine-tune on a training set for each epoch, log the row of `run` and save the weights."""
+    allow_tf32(run.log.device)
+    with run:
+        init, frozen = run.config["init"], run.config.get("frozen", False)
+        recogniser = build(run.log.profile, init, run.seed, recipe.mask, recipe.dropout)
+        settings = replace(recipe.settings, frozen=frozen)
+        history = fine_tune(recogniser, sets, corpus.validation, settings, seed=run.seed, run=run)
+        finish(run, recogniser, history, recipe, speakers, path, **about)
     return history
 
 
@@ -401,24 +381,16 @@ def record_tested(
     same = [r for r in read_table(log.path) if r["lessons"] == key["lessons"]]
     before = next((r for r in same if r["val_curve"]), {})
     left = ("steps", "speakers", "n_params", "val_curve")
-    end = card["curve"][-1]
-    with log.run(seed=card["seed"], **key) as run:
+    end, machine = card["curve"][-1], card["machine"].split(" · ")[0]
+    note = f"trained on {machine} at {card['commit']}"
+    with log.run(seed=card["seed"], note=note, **key) as run:
         run.earlier_seconds = card["seconds"]
-        machine = card["machine"].split(" · ")[0]
-        run.note = f"trained on {machine} at {card['commit']}"
-        run.log_metrics(**{k: before.get(k, "") for k in left}, epochs=len(card["curve"]))
-        run.log_metrics(final_loss=end["train_loss"], grad_norm=end["grad_norm"])
-        validated = ("val_loss", "val_wer", "val_cer", "val_blanks")
-        run.log_metrics(**{k: end[k] for k in validated})
         run.log_metrics(
+            **{k: before.get(k, "") for k in left}, **{k: end[k] for k in ("grad_norm", *VALIDATED)},
+            epochs=len(card["curve"]), final_loss=end["train_loss"],
             wer=found.wer, cer=found.cer, accuracy=found.word_accuracy, decoder="greedy",
             wer_low=interval.low, wer_high=interval.high,
         )  # fmt: skip
-
-
-def sentences_path(profile: str) -> Path:
-    """The file that `train_sentences` writes."""
-    return days.get(9).output(profile) / "checkpoints" / "sentences.safetensors"
 
 
 def train_sentences(profile: str, path: Path, seed: int = 0) -> History:
@@ -433,9 +405,9 @@ def train_sentences(profile: str, path: Path, seed: int = 0) -> History:
         corpus = replace(corpus, train=corpus.train.take(range(8)))
     shortest = np.argsort(corpus.train.lengths)[: len(corpus.train) // 4]
     sets = [corpus.train.take(shortest)] * recipe.short + [corpus.train] * recipe.long
-    row, speakers = sentences_row(profile), corpus.train.speakers
-    data = "whole sentences"
-    return _train_and_save(log, path, row, recipe, sets, corpus, speakers, seed, data)
+    run = log.run(seed=seed, **sentences_row(profile))
+    speakers = corpus.train.speakers
+    return _train_and_save(run, path, recipe, sets, corpus, speakers, data="whole sentences")
 
 
 def sentences_row(profile: str) -> dict[str, Any]:
@@ -447,12 +419,9 @@ def sentences_row(profile: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(
-        training_command(
-            {
-                "words": (lambda profile, seed: recogniser_path(profile), train_words),
-                "words-on": (recogniser_path, go_on),
-                "sentences": (lambda profile, seed: sentences_path(profile), train_sentences),
-            }
-        )
-    )
+    jobs = {
+        "words": (lambda profile, seed: recogniser_path(profile), train_words),
+        "words-on": (recogniser_path, go_on),
+        "sentences": (lambda profile, seed: sentences_path(profile), train_sentences),
+    }
+    sys.exit(training_command(jobs))

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -241,7 +243,6 @@ def pretrain(
     if len(sound) < length:
         raise ValueError(f"{len(sound)} samples of sound are less than one crop")
     frames = num_frames(length, config)
-    keep = run is not None and run.keeps_checkpoint
     checkpoint = checkpoint or (run.checkpoint if run else None)
     (checkpoint,) = broadcast_object_list([checkpoint])
     optimizer = torch.optim.AdamW(
@@ -263,7 +264,7 @@ def pretrain(
             seed_everything(epoch_seed(seed, period))
             first = period * settings.every
             last = min(first + settings.every, settings.steps)
-            curves: dict[str, list[Tensor]] = {}
+            curves = defaultdict(list)
             began = time.perf_counter()
             for step in range(first, last):
                 mask, negatives = draw_masks(settings.batch_size, frames, config, settings, device)
@@ -290,21 +291,22 @@ def pretrain(
                     "perplexity": out.codevector_perplexity, "grad_norm": norm,
                 }  # fmt: skip
                 for name, value in step_numbers.items():
-                    curves.setdefault(name, []).append(value.detach().float())
+                    curves[name].append(value.detach().float())
                 shown.update()
             numbers = {
                 k: accelerator.reduce(torch.stack(v), "mean").cpu() for k, v in curves.items()
             }
             seconds = time.perf_counter() - began
+            entry = {
+                "epoch": period + 1, "step": last, **{k: v.mean().item() for k, v in numbers.items()},
+                "lr": scheduler.get_last_lr()[0], "seconds": round(seconds, 3),
+            }  # fmt: skip
             for name, values in numbers.items():
                 history.steps.setdefault(name, []).extend(values.tolist())
             if run:
                 run.log_steps(first, {k: v.tolist() for k, v in numbers.items()})
-            if not torch.isfinite(numbers["loss"]).all():
+            if not math.isfinite(entry["loss"]):
                 raise Diverged(f"the loss is not finite near step {last}: a lower lr?")
-            entry = {"epoch": period + 1, "step": last}
-            entry |= {k: v.mean().item() for k, v in numbers.items()}
-            entry |= {"lr": scheduler.get_last_lr()[0], "seconds": round(seconds, 3)}
             history.epochs.append(entry)
             if run:
                 run.log_epoch(**as_epoch_kwargs(entry))
@@ -314,8 +316,6 @@ def pretrain(
             if stop and stop(entry):
                 break
             shown.set_postfix_str(f"loss {entry['loss']:.3f}, perplexity {entry['perplexity']:.0f}")
-    if checkpoint and main and not keep:
-        checkpoint.unlink(missing_ok=True)
     model.eval()
     return history
 
@@ -348,9 +348,8 @@ def pretrain_small(profile: str, path: Path, seed: int = 0) -> History:
     only the main one writes.
     """
     settings = PRETRAINING[profile]
-    accelerator = make_accelerator()
+    accelerator, device = make_accelerator(), pick_device()
     sound, hours = pretraining_sound(profile)
-    device = pick_device()
     allow_tf32(device)
     seed_everything(seed)
     config = tiny_config() if profile == "quick" else small_config()
@@ -359,20 +358,18 @@ def pretrain_small(profile: str, path: Path, seed: int = 0) -> History:
     log = RunLogger(9, profile, "+".join(hours), device, PRETRAIN_COLUMNS)
     chosen = {k: getattr(settings, k) for k in ("steps", "batch_size", "crop", "lr")}
     row = {"role": "sweep", "seed": seed, "model": path.stem, "task": "pretraining", **chosen}
-    main = accelerator.is_main_process
-    with log.run(**row) if main else nullcontext() as run:
+    with log.run(**row) if accelerator.is_main_process else nullcontext() as run:
         history = pretrain(model, sound.to(device), settings, seed=seed, run=run)
         if run:
             end = history.epochs[-1]
-            run.log_metrics(n_params=size, final_loss=end["loss"], grad_norm=end["grad_norm"])
-            run.log_metrics(contrastive=end["contrastive"], perplexity=end["perplexity"])
-    if main:
-        card = training_card(
-            log, history, settings, seed, model=path.stem, n_params=size, hours=hours,
-            what="wav2vec 2.0 pretrained without labels",
-            **{"never heard": "speakers of validation and test"},
-        )  # fmt: skip
-        save_wav2vec2(path, model, card)
+            results = {k: end[k] for k in ("contrastive", "perplexity", "grad_norm")}
+            run.log_metrics(n_params=size, final_loss=end["loss"], **results)
+            card = training_card(
+                log, history, settings, seed, model=path.stem, n_params=size, hours=hours,
+                what="wav2vec 2.0 pretrained without labels",
+                **{"never heard": "speakers of validation and test"},
+            )  # fmt: skip
+            save_wav2vec2(path, model, card)
     accelerator.wait_for_everyone()  # for the file
     return history
 
