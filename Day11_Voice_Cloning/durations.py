@@ -145,9 +145,6 @@ def timed(
         wave = trim_silence(as_float(waves[number]), settings.sample_rate)
         n = int(sentences.mel_lengths[k])
         pitch[k, :n] = frame_pitch(wave, settings, n, between).to(pitch.device)
-    parts = [
-        letter_prosody(sentences.mel[i], sentences.mel_lengths[i], pitch[i], durations[i])
-        for i in torch.arange(len(sentences), device=pitch.device).split(64)
-    ]
-    prosody = torch.cat(parts)
-    return TimedUtterances(**vars(sentences), durations=durations, prosody=prosody)
+    each = sentences.mel, sentences.mel_lengths, pitch, durations
+    parts = [letter_prosody(*some) for some in zip(*(x.split(64) for x in each), strict=True)]
+    return TimedUtterances(**vars(sentences), durations=durations, prosody=torch.cat(parts))

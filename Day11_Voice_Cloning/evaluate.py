@@ -14,8 +14,10 @@ from functools import lru_cache
 from importlib.util import find_spec
 from multiprocessing import get_context
 
+import jiwer
 import numpy as np
 import torch
+from sklearn.metrics import accuracy_score
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -76,15 +78,11 @@ def identification_rate(
 ) -> float:
     """Top-1 accuracy of `nearest_voice` for d-vectors `(n, d)` of `speakers`, 0 to 1.
 
-    Raises ValueError when there is none, or a speaker is not enrolled.
+    Raises ValueError when a speaker is not enrolled.
     """
-    unknown = sorted(set(speakers) - set(enrolled))
-    if unknown or not len(speakers) or len(speakers) != len(d_vectors):
-        raise ValueError(
-            f"{len(d_vectors)} d-vectors, {len(speakers)} speakers, not enrolled: {unknown or 'none'}"
-        )
-    found = nearest_voice(d_vectors, enrolled)
-    return sum(a == b for a, b in zip(found, speakers, strict=True)) / len(speakers)
+    if unknown := sorted(set(speakers) - set(enrolled)):
+        raise ValueError(f"not enrolled: {unknown}")
+    return accuracy_score(list(speakers), nearest_voice(d_vectors, enrolled))
 
 
 # --- speed --------------------------------------------------------------------------------------------
@@ -172,7 +170,5 @@ def asr_wer(
 
     It includes the recogniser's own errors: compare with real speech and copy-synthesis. Raises MissingRecogniser.
     """
-    import jiwer
-
     transcripts = hear_all(waves, sample_rate, processes)
     return jiwer.wer([plain_words(t) for t in texts], transcripts), transcripts

@@ -156,10 +156,8 @@ def material(
     return found
 
 
-def filed_material(
-    selected: Sequence[Line], folder: Path, error: Exception | None = None
-) -> Material:
-    """The same from `audio/`: recordings and references as WAV, d-vectors in `voices.npz`."""
+def filed_material(selected: Sequence[Line], folder: Path, error: DataError) -> Material:
+    """The same from `audio/`: recordings and references as WAV, d-vectors in `voices.npz`; else raises `error`."""
     found = Material()
     try:
         with np.load(folder / "voices.npz") as voices:
@@ -170,7 +168,7 @@ def filed_material(
                 if reference.is_file():
                     found.references[line.speaker] = read_audio(reference)
     except (OSError, KeyError, ValueError) as missing:
-        raise error or DataError(f"{folder.name} is incomplete: {missing}") from missing
+        raise error from missing
     return found
 
 
@@ -253,13 +251,13 @@ def perform(selected: Iterable[Line], found: Material, nets: Networks) -> Spoken
             waves, made.seconds[copy] = timed(vocoder, mel)
             made.waves[copy] = waves[0].float().cpu()
         for kind, part in speakers_of(line.part).items():
-            if kind == "adapted" and speaker not in made.learned:
-                known = found.references[speaker], line.said, voice
-                made.learned[speaker], made.learning[speaker] = timed(learn_voice, nets, *known)
-            if kind == "adapted":
-                spoken, seconds = timed(made.learned[speaker].say, line.text)
-            else:
+            if kind != "adapted":
                 spoken, seconds = timed(say, nets, part, line.text, voice)
+            else:
+                if speaker not in made.learned:
+                    known = found.references[speaker], line.said, voice
+                    made.learned[speaker], made.learning[speaker] = timed(learn_voice, nets, *known)
+                spoken, seconds = timed(made.learned[speaker].say, line.text)
             made.speech[line.name, kind] = spoken
             for name, vocoder in nets.vocoders.items():
                 system = line.name, f"{kind}_{name}"
@@ -271,20 +269,17 @@ def perform(selected: Iterable[Line], found: Material, nets: Networks) -> Spoken
 def write(made: Spoken, selected: Iterable[Line], found: Material, folder: Path) -> list[Path]:
     """Write the published lines as 16-bit WAV and their d-vectors as `voices.npz`; returns the WAV files."""
     waves, voices = {}, {}
-    for line in selected:
-        if not line.published:
-            continue
+    for line in (line for line in selected if line.published):
         for system in systems(line.part):
-            waves[f"{line.name}_{system}"] = made.waves[line.name, system]
+            waves[folder / f"{line.name}_{system}.wav"] = made.waves[line.name, system]
         if line.part == "voices":
-            waves[f"{line.speaker}_reference"] = found.references[line.speaker]
+            waves[folder / f"{line.speaker}_reference.wav"] = found.references[line.speaker]
         voices[line.speaker] = found.voices[line.speaker].numpy()
-    written = {folder / f"{name}.wav": wave for name, wave in waves.items()}
-    for path, wave in written.items():
+    for path, wave in waves.items():
         # scaled so that a recording that is read again is the same to the last bit
         tts.write_wav(path, wave * (32768 / 32767), SAMPLE_RATE)
     np.savez(folder / "voices.npz", **voices)
-    return list(written)
+    return list(waves)
 
 
 def publish(profile: str) -> list[Path]:

@@ -30,7 +30,7 @@ from utils.logger import RunLogger
 from utils.models import fastspeech, tts
 from utils.models.fastspeech import FastSpeech, FastSpeechConfig
 from utils.models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss, length_mask
-from utils.models.tts import AlignmentMonitor, LengthBatches, Segments, TTSDataset
+from utils.models.tts import AlignmentMonitor, LengthBatches
 from utils.models.tts_mel import LIBRISPEECH_MEL, SynthesisMel
 from utils.models.weights import load_weights, save_weights, training_card, training_command
 from utils.speech import corpora
@@ -38,7 +38,7 @@ from utils.speech.corpora import Utterances
 from utils.training import History, count_parameters
 
 from . import durations
-from .waveglow import WaveGlow, WaveGlowConfig, WaveGlowLoss
+from .waveglow import Segments, WaveGlow, WaveGlowConfig, WaveGlowLoss
 
 PARTS = ("kathleen", "voices", "vocoder", "parallel")
 """The networks in the order of training: `voices` is fine-tuned from `kathleen`, whose attention also gives the
@@ -176,15 +176,6 @@ def timed_utterances(
     return durations.timed(sentences, waves, teacher, mel.settings, between)
 
 
-def sets_of(part: str, profile: str) -> tuple[str, list[Utterances], Utterances]:
-    """The data of a part: name, training sets and validation set."""
-    one = corpora.kathleen(profile)
-    if part != "voices":
-        return one.name, [one.train], one.validation
-    many = corpora.librispeech(profile)
-    return f"{many.name}+{one.name}", [many.train, one.train], many.validation
-
-
 # --- weights ------------------------------------------------------------------------------------------
 
 Network = Tacotron2 | WaveGlow | FastSpeech
@@ -295,57 +286,68 @@ def setup(part: str, profile: str, seed: int = 0) -> TrainingSetup:
     Raises ValueError for an unknown part, FileNotFoundError where the weights of `kathleen` are missing.
     """
     weights_path(part)
-    own = {"vocoder": _setup_vocoder, "parallel": _setup_parallel}
-    return own.get(part, _setup_synthesizer)(part, profile, seed)
-
-
-def _batches(
-    data: TTSDataset, settings: Synthesis | Parallel, r: int, seed: int, buckets: int
-) -> LengthBatches:
-    if len(data) < 8 * settings.batch_size:
-        buckets = 1
-    size = min(settings.batch_size, len(data))
-    return LengthBatches(data, size, r, seed=seed, steps=settings.every, buckets=buckets)
-
-
-def _about(what: str, name: str, data: TTSDataset, begun_from: str) -> dict[str, Any]:
-    """What the card of a synthesizer says of its data."""
-    hours = int(data.mel_lengths.sum()) / LIBRISPEECH_MEL.frames_per_second / 3600
-    about = {"data": name, "sentences": len(data), "hours": round(hours, 2)}
-    return {"what": f"{what} conditioned on d-vectors", **about, "begun_from": begun_from}
+    if part == "vocoder":
+        return _setup_vocoder(profile, seed)
+    return _setup_synthesizer(part, profile, seed)
 
 
 def _setup_synthesizer(part: str, profile: str, seed: int) -> TrainingSetup:
-    settings, config, device = synthesis(part, profile), SIZES[profile], pick_device()
-    name, train_sets, held_out = sets_of(part, profile)
-    mel = SynthesisMel(LIBRISPEECH_MEL).to(device)
-    data = tts.make_dataset(train_sets, mel, settings.longest, settings.most)
-    seen = tts.make_dataset([held_out], mel, settings.longest, settings.most)
-    seen = seen.batch(range(min(16, len(seen))), config.r)
-    seed_everything(seed)
-    model, begun_from = Tacotron2(config), "random weights"
+    device, what, begun_from = pick_device(), "synthesizer", "random weights"
+    one = corpora.kathleen(profile)
+    name, train_sets, held_out = one.name, [one.train], one.validation
     if part == "voices":
+        many = corpora.librispeech(profile)
+        name, train_sets, held_out = f"{many.name}+{name}", [many.train, one.train], many.validation
+    mel, chosen = SynthesisMel(LIBRISPEECH_MEL).to(device), {"task": "synthesis"}
+    if part != "kathleen":
         first = trained_weights("kathleen", profile)
-        load_weights(first, model)
+        teacher, _ = load_network(first, device)
         begun_from = first.stem
-    terms = {k: getattr(settings, k) for k in ("guided", "own", "drop")}
-    loss = TacotronLoss(model, **terms).to(device)
-    batches = _batches(data, settings, config.r, seed, 1 if device.type == "cuda" else 4)
-    chosen = {"task": "synthesis", "r": config.r, "guided": settings.guided}
-    about = _about("synthesizer", name, data, begun_from)
-    return TrainingSetup(settings, loss, batches, AlignmentMonitor(seen), chosen, about)
+    if part == "parallel":
+        what, begun_from = "parallel synthesizer", f"{first.stem}: encoder, voice, durations"
+        settings, r, buckets = PARALLEL[profile], 1, 8
+        data = timed_utterances(train_sets, mel, settings, teacher)
+        seen = timed_utterances([held_out], mel, settings, teacher)
+        seed_everything(seed)
+        model = FastSpeech(PARALLEL_SIZES[profile])
+        for shared in ("encoder", "speaker"):
+            getattr(model, shared).load_state_dict(getattr(teacher, shared).state_dict())
+        loss = FastSpeechLoss(model)
+        validate = partial(validate_parallel, batch=seen.batch(range(len(seen))))
+    else:
+        settings, config = synthesis(part, profile), SIZES[profile]
+        r, buckets = config.r, 1 if device.type == "cuda" else 4
+        data = tts.make_dataset(train_sets, mel, settings.longest, settings.most)
+        seen = tts.make_dataset([held_out], mel, settings.longest, settings.most)
+        seed_everything(seed)
+        model = Tacotron2(config)
+        if part == "voices":
+            model.load_state_dict(teacher.state_dict())
+        terms = {k: getattr(settings, k) for k in ("guided", "own", "drop")}
+        loss = TacotronLoss(model, **terms)
+        chosen |= {"r": r, "guided": settings.guided}
+        validate = AlignmentMonitor(seen.batch(range(min(16, len(seen))), r))
+    batches = LengthBatches(
+        data, min(settings.batch_size, len(data)), r, seed=seed, steps=settings.every,
+        buckets=buckets if len(data) >= 8 * settings.batch_size else 1,
+    )  # fmt: skip
+    hours = int(data.mel_lengths.sum()) / LIBRISPEECH_MEL.frames_per_second / 3600
+    about = {
+        "what": f"{what} conditioned on d-vectors", "data": name, "sentences": len(data),
+        "hours": round(hours, 2), "begun_from": begun_from,
+    }  # fmt: skip
+    return TrainingSetup(settings, loss.to(device), batches, validate, chosen, about)
 
 
-def _setup_vocoder(part: str, profile: str, seed: int) -> TrainingSetup:
-    settings, config, device = VOCODING[profile], GLOWS[profile], pick_device()
-    name, train_sets, held_out = sets_of(part, profile)
+def _setup_vocoder(profile: str, seed: int) -> TrainingSetup:
+    settings, device, one = VOCODING[profile], pick_device(), corpora.kathleen(profile)
     mel = SynthesisMel(LIBRISPEECH_MEL).to(device)
     segments = partial(Segments, mel=mel, batch_size=settings.batch_size, frames=settings.frames)
-    sounds = [w for s in train_sets for w in tts.waves_at(s)]
+    sounds = tts.waves_at(one.train)
     batches = segments(sounds, steps=settings.every, seed=seed)
-    seen = segments(tts.waves_at(held_out), steps=8, seed=1)
+    seen = segments(tts.waves_at(one.validation), steps=8, seed=1)
     seed_everything(seed)
-    loss = WaveGlowLoss(WaveGlow(config)).to(device)
+    loss = WaveGlowLoss(WaveGlow(GLOWS[profile])).to(device)
 
     @torch.no_grad()
     def validate(module: nn.Module) -> dict[str, float]:
@@ -353,7 +355,7 @@ def _setup_vocoder(part: str, profile: str, seed: int) -> TrainingSetup:
         return {"loss": sum(values) / len(values)}
 
     hours = round(sum(map(len, sounds)) / SAMPLE_RATE / 3600, 2)
-    about = {"what": "vocoder from mel spectrograms at 16 kHz", "data": name, "hours": hours}
+    about = {"what": "vocoder from mel spectrograms at 16 kHz", "data": one.name, "hours": hours}
     return TrainingSetup(settings, loss, batches, validate, {"task": "vocoding"}, about)
 
 
@@ -368,26 +370,6 @@ def validate_parallel(loss: FastSpeechLoss, batch: durations.FastSpeechBatch) ->
     return numbers | {"free_length": (free.lengths / batch.mel_lengths).mean().item()}
 
 
-def _setup_parallel(part: str, profile: str, seed: int) -> TrainingSetup:
-    settings, device = PARALLEL[profile], pick_device()
-    name, train_sets, held_out = sets_of(part, profile)
-    first = trained_weights("kathleen", profile)
-    teacher, _ = load_network(first, device)
-    mel = SynthesisMel(LIBRISPEECH_MEL).to(device)
-    data = timed_utterances(train_sets, mel, settings, teacher)
-    seen = timed_utterances([held_out], mel, settings, teacher)
-    seen = seen.batch(range(len(seen)))
-    seed_everything(seed)
-    model = FastSpeech(PARALLEL_SIZES[profile])
-    for shared in ("encoder", "speaker"):  # initialised from the teacher
-        getattr(model, shared).load_state_dict(getattr(teacher, shared).state_dict())
-    loss = FastSpeechLoss(model).to(device)
-    batches = _batches(data, settings, 1, seed, 8)
-    validate = partial(validate_parallel, batch=seen)
-    about = _about("parallel synthesizer", name, data, f"{first.stem}: encoder, voice, durations")
-    return TrainingSetup(settings, loss, batches, validate, {"task": "synthesis"}, about)
-
-
 # --- training -----------------------------------------------------------------------------------------
 
 
@@ -398,8 +380,7 @@ def train_own(part: str, profile: str, path: Path, seed: int = 0) -> History:
     """
     prepared = setup(part, profile, seed)
     settings, loss, monitor = prepared.settings, prepared.loss, prepared.validate
-    device = next(loss.parameters()).device
-    log = RunLogger(11, profile, prepared.about["data"], device, COLUMNS)
+    log = RunLogger(11, profile, prepared.about["data"], pick_device(), COLUMNS)
     chosen = {k: getattr(settings, k) for k in ("steps", "batch_size", "lr")} | prepared.chosen
     with log.run(role="sweep", seed=seed, model=path.stem, **chosen) as run:
         folder = days.runs(profile, log.day.name, "watched", run.id)
@@ -411,19 +392,18 @@ def train_own(part: str, profile: str, path: Path, seed: int = 0) -> History:
         history = prepared.train(validate=best, run=run)
         best.restore(loss)
         end = min(history.epochs, key=lambda e: e["val_loss"])
-        kept = end["epoch"] * settings.every
+        kept, size = end["epoch"] * settings.every, count_parameters(loss)
         run.note = f"weights of step {kept}, the lowest loss on validation"
-        run.log_metrics(final_loss=end["train_loss"], n_params=count_parameters(loss))
-        run.log_metrics(**{k: end[k] for k in ("grad_norm", "val_loss", "val_mel") if k in end})
-        names = ("diagonality", "free_diagonality", "free_stopped")
-        run.log_metrics(**{k: end[f"val_{k}"] for k in names if f"val_{k}" in end})
+        names = {k: f"val_{k}" for k in ("diagonality", "free_diagonality", "free_stopped")}
+        names |= {k: k for k in ("grad_norm", "val_loss", "val_mel")}
+        found = {k: end[name] for k, name in names.items() if name in end}
+        run.log_metrics(final_loss=end["train_loss"], n_params=size, **found)
     if isinstance(loss, FastSpeechLoss):
         measure_liveliness(loss.model.eval(), monitor.keywords["batch"])
-    about = prepared.about | {"n_params": count_parameters(loss), "kept_step": kept}
+    about = prepared.about | {"n_params": size, "kept_step": kept}
     save_network(path, loss.model, **training_card(log, history, settings, seed, **about))
     if isinstance(monitor, AlignmentMonitor):
-        seen = AlignmentMonitor.load(folder)
-        keep_watched(path.with_name(f"{path.stem}_alignments.npz"), seen, settings.every)
+        keep_watched(path.with_name(f"{path.stem}_alignments.npz"), folder, settings.every)
     return history
 
 
@@ -432,9 +412,10 @@ def check_card(part: str, profile: str, epochs: int = 1, seed: int = 0) -> Histo
     return setup(part, profile, seed).train(stop=lambda epoch: epoch["epoch"] >= epochs)
 
 
-def keep_watched(path: Path, seen: Sequence[tts.Validation], every: int) -> None:
-    """Write the alignments of all validations to one small file: `steps`, `forced_0`, `free_0`, ..."""
-    arrays: dict[str, Any] = {"steps": [every * (i + 1) for i in range(len(seen))]}
+def keep_watched(path: Path, folder: Path, every: int) -> None:
+    """Write the alignments of all validations in `folder` to one small file: `steps`, `forced_0`, `free_0`, ..."""
+    seen = AlignmentMonitor.load(folder)
+    arrays = {"steps": every * np.arange(1, len(seen) + 1)}
     for i, one in enumerate(seen):
         arrays[f"forced_{i}"] = one.alignment.astype(np.float16)
         arrays[f"free_{i}"] = one.free_alignment.astype(np.float16)

@@ -9,11 +9,17 @@ likelihood of a wave is known: it is the loss.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import InitVar, dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from utils.device import epoch_seed
+from utils.features import as_float
+from utils.models.tts_mel import SynthesisMel
+from utils.speech.pack import to_int16
 
 
 @dataclass(frozen=True)
@@ -101,18 +107,16 @@ class WaveGlow(nn.Module):
     def __init__(self, config: WaveGlowConfig | None = None) -> None:
         super().__init__()
         c = self.config = config or WaveGlowConfig()
-        if c.hop % c.group or c.group % 2 or c.early_size % 2:
-            raise ValueError(
-                f"hop {c.hop} must be a multiple of group {c.group}, group and early_size even"
-            )
         self.encode_mel = nn.Sequential(
             nn.Conv1d(c.n_mels, c.condition, 5, padding=2),
             nn.LeakyReLU(0.2),
             nn.Conv1d(c.condition, c.condition, 3, padding=1),
         )
         sizes = [c.group - c.early_size * (i // c.early_every) for i in range(c.flows)]
-        if sizes[-1] < 2:
-            raise ValueError("too many early outputs: no channels are left for the last flow")
+        if c.hop % c.group or c.group % 2 or c.early_size % 2 or sizes[-1] < 2:
+            raise ValueError(
+                f"sizes do not fit: hop {c.hop}, group {c.group}, channels of the flows {sizes}"
+            )
         self.mixers = nn.ModuleList(Invertible1x1(n) for n in sizes)
         self.nets = nn.ModuleList(SmallWaveNet(n // 2, c) for n in sizes)
 
@@ -186,3 +190,47 @@ class WaveGlowLoss(nn.Module):
         z, log_det = self.model(*batch)
         nll = z.square() / (2 * self.sigma**2) + math.log(self.sigma * math.sqrt(2 * math.pi))
         return nll.mean() - log_det.mean() / z.shape[1]
+
+
+@dataclass
+class Segments:
+    """Random segments of sound with their mels, to train a vocoder: `(wave, mel)` in batches.
+
+    `waves` `(time,)` each at the mel's rate, stored end to end on its device as int16. A segment has
+    `frames * hop` samples and `frames + 1` mel frames, computed from a longer segment so that the frames at
+    its ends are exact. Raises ValueError when no wave is long enough.
+    """
+
+    waves: InitVar[Sequence[Tensor]]
+    mel: SynthesisMel
+    batch_size: int
+    frames: int = 32
+    steps: int = 100
+    seed: int = 0
+
+    def __post_init__(self, waves: Sequence[Tensor]) -> None:
+        s = self.mel.settings
+        self.margin = -(-s.n_fft // 2 // s.hop)  # frames whose window crosses the edge
+        self.need = (self.frames + 2 * self.margin) * s.hop
+        sounds = [torch.from_numpy(to_int16(as_float(w).cpu())) for w in waves]
+        sounds = [w for w in sounds if len(w) >= self.need]
+        if not sounds:
+            raise ValueError(f"no wave has the {self.need} samples that a segment needs")
+        sizes = torch.tensor([len(w) for w in sounds])
+        self.starts, self.room = sizes.cumsum(0) - sizes, sizes - self.need + 1
+        self.samples = torch.cat(sounds).to(self.mel.hann.device)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def epoch(self, number: int) -> Iterator[tuple[tuple[Tensor, Tensor], None]]:
+        """The batches of epoch `number`; waves are drawn in proportion to their length."""
+        g = torch.Generator().manual_seed(epoch_seed(self.seed, number))
+        cut = self.margin * self.mel.settings.hop
+        for _ in range(self.steps):
+            which = torch.multinomial(self.room.double(), self.batch_size, True, generator=g)
+            draw = torch.rand(self.batch_size, generator=g, dtype=torch.float64)
+            start = self.starts[which] + (draw * self.room[which]).long()
+            index = start[:, None] + torch.arange(self.need)
+            wide = as_float(self.samples[index.to(self.samples.device)])
+            yield (wide[:, cut:-cut], self.mel(wide)[:, :, self.margin : -self.margin]), None

@@ -243,7 +243,7 @@ def test_prepared_sentences():
     batch = every.batch([1, 0], 3)
     assert batch.mel.shape[2] % 3 == 0
     assert torch.equal(batch.d_vectors, d_vectors[[1, 0]])
-    with pytest.raises(ValueError, match="as many of each"):
+    with pytest.raises(ValueError, match="shorter"):
         tts.prepare(waves, texts[:2], d_vectors, SynthesisMel())
     with pytest.raises(ValueError, match="no sentence of 1 can be used"):
         tts.prepare([torch.zeros(RATE)], ["a"], d_vectors[:1], SynthesisMel())

@@ -132,21 +132,15 @@ def prepare(
     utterances, those of more than `longest` seconds and texts that cannot be read are skipped and
     listed in `skipped`. Raises ValueError when the numbers differ or nothing is left.
     """
-    if not len(waves) == len(texts) == len(d_vectors):
-        raise ValueError(
-            f"{len(waves)} waves, {len(texts)} texts and {len(d_vectors)} d-vectors: give as many of each"
-        )
     rate, device = mel.settings.sample_rate, mel.hann.device
     kept, mels, symbols, skipped = [], [], [], {}
-    for i, (wave, text) in enumerate(zip(waves, texts, strict=True)):
+    for i, (wave, text, _) in enumerate(zip(waves, texts, d_vectors, strict=True)):
         try:
-            wave = trim_silence(wave, rate)
-            numbers = encode(text)
+            wave, numbers = trim_silence(wave, rate), encode(text)
+            if len(wave) > longest * rate:
+                raise AudioError(f"{len(wave) / rate:.1f} s, {longest:g} at most")
         except (AudioError, TextError) as e:
             skipped[i] = str(e)
-            continue
-        if len(wave) > longest * rate:
-            skipped[i] = f"{len(wave) / rate:.1f} s, {longest:g} at most"
             continue
         wave = to_level(as_float(wave), -25.0, peak=0.99)
         mels.append(mel(wave[None].to(device))[0])
@@ -185,6 +179,7 @@ def speaker_vectors(
     return torch.stack([found[s] for s in speakers])
 
 
+@dataclass
 class LengthBatches:
     """Batches of sentences of similar length; all batches of a bucket are padded to the same shape.
 
@@ -194,29 +189,26 @@ class LengthBatches:
     has fewer sentences than a batch.
     """
 
-    def __init__(
-        self,
-        sentences: TTSDataset,
-        batch_size: int,
-        r: int,
-        *,
-        buckets: int = 4,
-        seed: int = 0,
-        steps: int | None = None,
-    ) -> None:
-        order = sentences.mel_lengths.argsort().cpu()
-        self.groups = order.tensor_split(buckets)
-        if batch_size < 1 or min(map(len, self.groups)) < batch_size:
+    sentences: TTSDataset
+    batch_size: int
+    r: int
+    buckets: int = 4
+    seed: int = 0
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        lengths, letters = self.sentences.mel_lengths.cpu(), self.sentences.text_lengths.cpu()
+        self.groups = self.sentences.mel_lengths.argsort().cpu().tensor_split(self.buckets)
+        if min(map(len, self.groups)) < self.batch_size:
             raise ValueError(
-                f"{len(sentences)} sentences in {buckets} buckets do not fill a batch of {batch_size}: "
-                "use fewer buckets or smaller batches"
+                f"{len(lengths)} sentences in {self.buckets} buckets do not fill a batch of "
+                f"{self.batch_size}: use fewer buckets or smaller batches"
             )
-        self.sentences, self.batch_size, self.r, self.seed = (sentences, batch_size, r, seed)
-        lengths, letters = sentences.mel_lengths.cpu(), sentences.text_lengths.cpu()
         self.shapes = [
-            (frames_with_tail(int(lengths[g].max()), r), int(letters[g].max())) for g in self.groups
+            (frames_with_tail(int(lengths[g].max()), self.r), int(letters[g].max()))
+            for g in self.groups
         ]
-        self.steps = steps or sum(len(g) // batch_size for g in self.groups)
+        self.steps = self.steps or sum(len(g) // self.batch_size for g in self.groups)
 
     def __len__(self) -> int:
         return self.steps
@@ -239,61 +231,10 @@ class LengthBatches:
             yield batch, None
 
 
-class Segments:
-    """Random segments of sound with their mels, to train a vocoder: `(wave, mel)` in batches.
-
-    `waves` `(time,)` each at the mel's rate, stored end to end on its device as int16. A segment has
-    `frames * hop` samples and `frames + 1` mel frames, computed from a longer segment so that the frames at
-    its ends are exact. Raises ValueError when no wave is long enough.
-    """
-
-    def __init__(
-        self,
-        waves: Sequence[Tensor],
-        mel: SynthesisMel,
-        batch_size: int,
-        *,
-        frames: int = 32,
-        steps: int = 100,
-        seed: int = 0,
-    ) -> None:
-        s = mel.settings
-        self.mel, self.batch_size, self.steps, self.seed = mel, batch_size, steps, seed
-        self.length = frames * s.hop
-        self.margin = -(-s.n_fft // 2 // s.hop)  # frames whose window crosses the edge
-        self.need = self.length + 2 * self.margin * s.hop
-        sounds = [torch.from_numpy(to_int16(as_float(w).cpu())) for w in waves]
-        sounds = [w for w in sounds if len(w) >= self.need]
-        if not sounds:
-            raise ValueError(
-                f"no wave has the {self.need} samples that a segment of {frames} frames needs"
-            )
-        sizes = torch.tensor([len(w) for w in sounds])
-        self.starts, self.room = sizes.cumsum(0) - sizes, sizes - self.need + 1
-        self.samples = torch.cat(sounds).to(mel.hann.device)
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def epoch(self, number: int) -> Iterator[tuple[tuple[Tensor, Tensor], None]]:
-        """The batches of epoch `number`; waves are drawn in proportion to their length."""
-        g = torch.Generator().manual_seed(epoch_seed(self.seed, number))
-        hop, share = self.mel.settings.hop, self.room.double()
-        for _ in range(self.steps):
-            which = torch.multinomial(share, self.batch_size, True, generator=g)
-            draw = torch.rand(self.batch_size, generator=g, dtype=torch.float64)
-            start = self.starts[which] + (draw * self.room[which]).long()
-            index = start[:, None] + torch.arange(self.need)
-            wide = as_float(self.samples[index.to(self.samples.device)])
-            mel = self.mel(wide)[:, :, self.margin : -self.margin]
-            cut = self.margin * hop
-            yield (wide[:, cut : cut + self.length], mel), None
-
-
 # --- training -----------------------------------------------------------------------------------------
 
 
-def capture_cuda_graph(loss: nn.Module, batch: Any, mixed: bool = True) -> None:
+def capture_cuda_graph(loss: nn.Module, batch: TextBatch, mixed: bool = True) -> None:
     """Capture the forward and backward pass of `loss` as CUDA graphs, which training then replays.
 
     Starting the hundreds of small kernels of a decoder loop keeps the CPU busy and the GPU waiting; a graph starts
@@ -303,34 +244,25 @@ def capture_cuda_graph(loss: nn.Module, batch: Any, mixed: bool = True) -> None:
     tensors = [t.clone() for t in batch]
     if any(t.device.type != "cuda" for t in tensors):
         raise ValueError("CUDA graphs need a CUDA device: train without capture here")
-    device = tensors[0].device
     loss.train()
     before = {name: b.clone() for name, b in loss.named_buffers()}
-    mixed = mixed and gains_bf16(device)
+    mixed = mixed and gains_bf16(tensors[0].device)
     with torch.autocast("cuda", torch.bfloat16, enabled=mixed, cache_enabled=False):
-        sample = type(batch)(*tensors) if hasattr(batch, "_fields") else tuple(tensors)
-        torch.cuda.make_graphed_callables(loss, (sample,))
+        torch.cuda.make_graphed_callables(loss, (type(batch)(*tensors),))
     with torch.no_grad():  # the warm-up runs changed the running statistics of the batch norms
         for name, b in loss.named_buffers():
             b.copy_(before[name])
 
 
 def train(
-    loss: nn.Module,
-    batches: LengthBatches | Segments,
-    *,
-    epochs: int,
-    lr: float = 1e-3,
-    mixed: bool = True,
-    graph: bool = False,
-    **how: Any,
+    loss: nn.Module, batches: Any, *, epochs: int, lr: float = 1e-3, graph: bool = False, **how: Any
 ) -> History:
     """Train a module that returns its loss (`TacotronLoss`, `WaveGlowLoss`) with AdamW and one cycle.
 
-    The gradient norm is clipped at 1 and logged before clipping; `graph` captures the step (CUDA only). `mixed`
-    computes in bfloat16 on a GPU that gains from it; a CPU stays in float32. `how` goes to `training.fit`:
-    validate, stop, and run or checkpoint, with which a killed training continues after its last epoch. Raises
-    Diverged when the loss is no longer a number.
+    The gradient norm is clipped at 1 and logged before clipping; `graph` captures the step (CUDA only). A GPU that
+    gains from it computes in bfloat16; a CPU stays in float32. `how` goes to `training.fit`: validate, stop, and
+    run or checkpoint, with which a killed training continues after its last epoch. Raises Diverged when the loss
+    is no longer a number.
     """
     device = next(loss.parameters()).device
     fused = device.type == "cuda"
@@ -339,11 +271,11 @@ def train(
     warmup = max(0.1, 2 / total)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total, pct_start=warmup)
     if graph:
-        capture_cuda_graph(loss, next(iter(batches.epoch(0)))[0], mixed)
+        capture_cuda_graph(loss, next(iter(batches.epoch(0)))[0])
     # the loss is cloned because a captured step always writes to the same tensor
     return fit(
         loss, batches, optimizer, epochs=epochs, loss_fn=lambda total, _: total.clone(),
-        scheduler=schedule, clip=1.0, mixed=mixed and device.type == "cuda", **how,
+        scheduler=schedule, clip=1.0, mixed=fused, **how,
     )  # fmt: skip
 
 
@@ -424,6 +356,7 @@ def validate(loss: TacotronLoss, batch: TextBatch, seed: int = 0) -> Validation:
     return Validation(numbers, *(a.float().cpu().numpy() for a in arrays))
 
 
+@dataclass
 class AlignmentMonitor:
     """Validation for `train` on one batch that keeps its results and shows them in TensorBoard.
 
@@ -431,11 +364,10 @@ class AlignmentMonitor:
     those of a resumed training are complete: `AlignmentMonitor.load(folder)`.
     """
 
-    def __init__(
-        self, batch: TextBatch, run: Run | None = None, folder: Path | None = None
-    ) -> None:
-        self.batch, self.run, self.folder = batch, run, folder
-        self.seen: list[Validation] = []
+    batch: TextBatch
+    run: Run | None = None
+    folder: Path | None = None
+    seen: list[Validation] = field(default_factory=list)
 
     def __call__(self, loss: nn.Module) -> dict[str, float]:
         seen = validate(loss, self.batch)

@@ -10,9 +10,10 @@ import csv
 import hashlib
 import json
 import shutil
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -117,13 +118,8 @@ class Utterances:
 
     def first_n_per_speaker(self, n: int) -> list[int]:
         """The numbers of the first `n` utterances of every speaker."""
-        seen: Counter[str] = Counter()
-        chosen = []
-        for i, speaker in enumerate(self.speakers):
-            seen[speaker] += 1
-            if seen[speaker] <= n:
-                chosen.append(i)
-        return chosen
+        seen = defaultdict(count)
+        return [i for i, speaker in enumerate(self.speakers) if next(seen[speaker]) < n]
 
     def joined(self) -> torch.Tensor:
         """These utterances alone, one after another: int16 `(samples,)`."""
