@@ -124,10 +124,8 @@ class Recipe:
         `first` is the seed of the first epoch of each kind; an epoch that comes again is the same object.
         """
         clips = fraction_of_speakers(words.train, labels)
-        variation = None
-        if self.speed or self.noisy or self.microphone:
-            noise = join_noises(words.train_noise).cpu()
-            variation = WaveAugmentation(self.speed, self.noisy, noise, self.microphone)
+        noise = join_noises(words.train_noise).cpu() if self.noisy else None
+        variation = WaveAugmentation(self.speed, self.noisy, noise, self.microphone)
 
         @cache
         def spoken(count: int, length: tuple[int, int], seed: int) -> Utterances:

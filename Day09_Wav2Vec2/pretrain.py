@@ -10,7 +10,6 @@ import io
 import math
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -98,10 +97,7 @@ def average_weights(recognisers: Sequence[Wav2Vec2CTC]) -> Wav2Vec2CTC:
 
 
 def save_wav2vec2(
-    path: Path,
-    model: Wav2Vec2CTC | Wav2Vec2ForPreTraining,
-    card: Mapping[str, Any],
-    half: bool = True,
+    path: Path, model: Wav2Vec2CTC | Wav2Vec2ForPreTraining, card: dict[str, Any], half: bool = True
 ) -> int:
     """Write weights in float16 and their card with the configuration; returns the bytes.
 
@@ -258,13 +254,12 @@ def pretrain(
     network.train()
     inside = torch.arange(length, device=device)
     all_samples = torch.full((size,), length, device=device)
-    periods = -(-settings.steps // settings.every)
     with progress(settings.steps, label, start * settings.every, bar and main) as shown:
-        for period in range(start, periods):
+        for period in range(start, math.ceil(settings.steps / settings.every)):
             seed_everything(epoch_seed(seed, period))
             first = period * settings.every
             last = min(first + settings.every, settings.steps)
-            curves = defaultdict(list)
+            curves: dict[str, list[Tensor]] = {}
             began = time.perf_counter()
             for step in range(first, last):
                 mask, negatives = draw_masks(settings.batch_size, frames, config, settings, device)
@@ -291,7 +286,7 @@ def pretrain(
                     "perplexity": out.codevector_perplexity, "grad_norm": norm,
                 }  # fmt: skip
                 for name, value in step_numbers.items():
-                    curves[name].append(value.detach().float())
+                    curves.setdefault(name, []).append(value.detach().float())
                 shown.update()
             numbers = {
                 k: accelerator.reduce(torch.stack(v), "mean").cpu() for k, v in curves.items()

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
 
 from utils.features import dct_matrix
 from utils.models import tts
@@ -69,8 +70,7 @@ def adapt(
     for weights in learning:
         weights.requires_grad_(True)
     optimizer = torch.optim.Adam(learning, lr=settings.lr)
-    factor = partial(rate_factor, steps=settings.steps)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    schedule = LambdaLR(optimizer, partial(rate_factor, steps=settings.steps))
     with tts.repeatable(recording.mel.device, seed), torch.enable_grad():
         for _ in range(settings.steps):
             loss = fastspeech_losses(adapted(*recording), recording)["mel"]

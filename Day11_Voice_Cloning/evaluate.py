@@ -5,7 +5,6 @@ Compare each value with the same measure of real speech and of copy-synthesis.
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -99,16 +98,15 @@ def real_time_factor(
     The fastest of `repeats` runs after a warm-up. Below 1 is faster than real time.
     """
     make()
-    best, seconds = math.inf, 0.0
+    times = []
     for _ in range(repeats):
         synchronize(device)
         began = time.perf_counter()
         waves = make()
         synchronize(device)
-        best = min(best, time.perf_counter() - began)
-        parts = [waves] if isinstance(waves, Tensor) else waves
-        seconds = sum(w.numel() for w in parts) / sample_rate
-    return best / seconds
+        times.append(time.perf_counter() - began)
+    parts = [waves] if isinstance(waves, Tensor) else waves
+    return min(times) / (sum(w.numel() for w in parts) / sample_rate)
 
 
 # --- intelligibility ----------------------------------------------------------------------------------
@@ -119,21 +117,21 @@ def plain_words(text: str) -> str:
     return " ".join(re.findall(r"[a-z](?:[a-z']*[a-z])?", expand_text(text)))
 
 
-@lru_cache(maxsize=1)
-def _decoder():
-    try:
-        from pocketsphinx import Decoder
-    except ImportError as e:
-        raise MissingRecogniser(
-            "The independent recogniser is an extra: pip install pocketsphinx (it brings its model and "
-            "needs no network afterwards). Without it the word error rate is not measured."
-        ) from e
-    return Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
-
-
 def recogniser_is_here() -> bool:
     """Whether pocketsphinx is installed."""
     return find_spec("pocketsphinx") is not None
+
+
+@lru_cache(maxsize=1)
+def _decoder():
+    if not recogniser_is_here():
+        raise MissingRecogniser(
+            "The independent recogniser is an extra: pip install pocketsphinx (it brings its model and "
+            "needs no network afterwards). Without it the word error rate is not measured."
+        )
+    from pocketsphinx import Decoder
+
+    return Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
 
 
 def _transcribe(wave: Tensor) -> str:

@@ -191,8 +191,7 @@ def networks(profile: str, device: torch.device | str = "cpu") -> Networks:
     """The shipped networks. Raises FileNotFoundError, with the command that trains it, for a missing one."""
     loaded, cards = {}, {}
     for part in train.PARTS:
-        path = train.trained_weights(part, profile)
-        loaded[part], cards[part] = train.load_network(path, device)
+        loaded[part], cards[part] = train.load_network(train.trained_weights(part, profile), device)
     mel = SynthesisMel(LIBRISPEECH_MEL).to(device)
     griffin_lim = partial(mel.griffin_lim, iterations=GRIFFIN_LIM[profile])
     vocoders = {"griffin_lim": griffin_lim, "waveglow": loaded.pop("vocoder").decode}

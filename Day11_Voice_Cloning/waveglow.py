@@ -153,10 +153,8 @@ class WaveGlow(nn.Module):
         """The sound of the noise `z`: the inverse of `forward`, from the last flow to the first."""
         c = self.config
         x, frames = self._fold(z, mel), self.encode_mel(mel)
-        early = [i for i in range(c.flows) if self._early(i)]
-        sizes = [*[c.early_size] * len(early), self.nets[-1].end.out_channels]
-        parts = list(x.split(sizes, 1))
-        x = parts.pop()
+        early = [c.early_size for i in range(c.flows) if self._early(i)]
+        *parts, x = x.split([*early, self.nets[-1].end.out_channels], 1)
         for i in reversed(range(c.flows)):
             still, moved = x.chunk(2, 1)
             log_s, t = self.nets[i](still, frames)

@@ -11,7 +11,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
@@ -94,8 +94,8 @@ class TTSDataset:
         return len(self.text)
 
     def to(self, device: torch.device) -> TTSDataset:
-        tensors = [getattr(self, name).to(device) for name in TextBatch._fields]
-        return TTSDataset(*tensors, self.numbers, self.skipped)
+        tensors = {name: getattr(self, name).to(device) for name in TextBatch._fields}
+        return replace(self, **tensors)
 
     def batch(
         self, index: Tensor | Sequence[int], r: int, frames: int = 0, letters: int = 0
@@ -264,9 +264,8 @@ def train(
     run or checkpoint, with which a killed training continues after its last epoch. Raises Diverged when the loss
     is no longer a number.
     """
-    device = next(loss.parameters()).device
-    fused = device.type == "cuda"
-    optimizer = torch.optim.AdamW(loss.parameters(), lr, weight_decay=1e-4, fused=fused)
+    cuda = next(loss.parameters()).is_cuda
+    optimizer = torch.optim.AdamW(loss.parameters(), lr, weight_decay=1e-4, fused=cuda)
     total = max(3, epochs * len(batches))  # OneCycleLR needs three
     warmup = max(0.1, 2 / total)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total, pct_start=warmup)
@@ -275,7 +274,7 @@ def train(
     # the loss is cloned because a captured step always writes to the same tensor
     return fit(
         loss, batches, optimizer, epochs=epochs, loss_fn=lambda total, _: total.clone(),
-        scheduler=schedule, clip=1.0, mixed=fused, **how,
+        scheduler=schedule, clip=1.0, mixed=cuda, **how,
     )  # fmt: skip
 
 
@@ -425,10 +424,8 @@ def speak(
 def to_waves(speech: SynthesisOutput, vocoder: Vocoder, hop: int) -> list[Tensor]:
     """The sound of each item `(time,)` on the CPU; all mels go through the vocoder in one batch."""
     mel = F.pad(speech.mel, (0, 1), value=SILENCE)  # n + 1 frames are n hops of sound
-    waves = vocoder(mel)
-    return [
-        wave[: int(n) * hop].float().cpu() for wave, n in zip(waves, speech.lengths, strict=True)
-    ]
+    pairs = zip(vocoder(mel), speech.lengths.tolist(), strict=True)
+    return [wave[: n * hop].float().cpu() for wave, n in pairs]
 
 
 def write_wav(path: Path, wave: Tensor, sample_rate: int) -> None:

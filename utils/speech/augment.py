@@ -123,10 +123,8 @@ def spec_augment(
         position = torch.arange(size)[None]  # (1, size)
         for _ in range(masks if max_width > 0 else 0):
             width = torch.randint(0, min(max_width, size) + 1, (batch, 1), generator=generator)
-            start = torch.rand(batch, 1, generator=generator) * (size - width + 1)
-            inside = (position >= start.floor()) & (
-                position < start.floor() + width
-            )  # (batch, size)
+            start = (torch.rand(batch, 1, generator=generator) * (size - width + 1)).floor()
+            inside = (position >= start) & (position < start + width)  # (batch, size)
             masked |= inside.unsqueeze(3 - axis)
     mean = features.mean((1, 2), keepdim=True)
     return torch.where(masked.to(features.device), mean, features)
@@ -156,8 +154,8 @@ def reverberate(wave: Tensor, response: Tensor) -> Tensor:
 
     The direct sound stays where it was.
     """
-    size = wave.shape[1] + response.shape[1]
-    size = 1 << (size - 1).bit_length()  # a power of two, for a fast FFT
+    # a power of two, for a fast FFT
+    size = 1 << (wave.shape[1] + response.shape[1] - 1).bit_length()
     spectrum = torch.fft.rfft(wave, size) * torch.fft.rfft(response.to(wave), size)
     wet = torch.fft.irfft(spectrum, size)[:, : wave.shape[1]]
     power = wave.square().sum(1, keepdim=True)

@@ -92,6 +92,7 @@ def speak_sequences(
     hold noise as loud as the quietest 100 ms of the clip before. `variation` is for training. Raises KeyError
     for a name that is not among the clips.
     """
+    variation = variation or WaveAugmentation()
     at = {name: i for i, name in enumerate(clips.names)}
     rng = np.random.default_rng(seed)
     waves, texts, speakers = [], [], []
@@ -100,15 +101,13 @@ def speak_sequences(
         pieces = []
         for i in numbers:
             clip = as_float(clips.x[i].cpu())
-            word = _without_ends(clip)
-            word = variation.word(word, rng) if variation else word
+            word = variation.word(_without_ends(clip), rng)
             gain = 0.05 * 10 ** (rng.uniform(-3, 3) / 20) / word.square().mean().sqrt()
             quietest = clip.unfold(0, 1600, 160).square().mean(1).min().sqrt()
             if not pieces:
                 pieces.append(_gap(rng, gain * quietest))
             pieces += [gain * word, _gap(rng, gain * quietest)]
-        wave = torch.cat(pieces)
-        wave = variation.row(wave, rng) if variation else wave
+        wave = variation.row(torch.cat(pieces), rng)
         wave *= min(1.0, 0.95 / wave.abs().max().item())
         waves.append(to_int16(wave))
         texts.append(" ".join(classes[int(clips.y[i])].upper() for i in numbers))

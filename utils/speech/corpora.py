@@ -117,11 +117,8 @@ def speech_commands(profile: str) -> Words:
         parts.append(Clips.of(packed, classes))
     noises = {p.stem: read_audio(p) for p in sorted((folder / "_background_noise_").glob("*.wav"))}
     name = f"{found.rsplit('-', 1)[0]}-{len(classes)}w" if "other" not in found else found
-    return Words(
-        name, *parts, classes,
-        {n: noises[n] for n in TRAIN_NOISES if n in noises},
-        {n: noises[n] for n in TEST_NOISES if n in noises},
-    )  # fmt: skip
+    both = ({n: noises[n] for n in some if n in noises} for some in (TRAIN_NOISES, TEST_NOISES))
+    return Words(name, *parts, classes, *both)
 
 
 def committed_lists(stem: str, *parts: str) -> dict[str, list[str]]:
@@ -171,9 +168,7 @@ def sample_utterances(stem: str) -> Utterances:
 def sample_words() -> Words:
     """The bundled synthetic words, by voice: 38 voices to train, 8 to validate, 8 to test."""
     every = sample_utterances("words")
-    every.names = [
-        f"{word}/{voice}" for word, voice in zip(every.texts, every.speakers, strict=True)
-    ]
+    every.names = [f"{w}/{voice}" for w, voice in zip(every.texts, every.speakers, strict=True)]
     classes = sorted(set(every.texts))
     parts = [Clips.of(part, classes) for part in split_by(every, every.speakers, 38, 46)]
     g = torch.Generator().manual_seed(0)
@@ -181,10 +176,8 @@ def sample_words() -> Words:
     spectrum = torch.fft.rfft(0.1 * torch.randn(10 * SAMPLE_RATE, generator=g))
     slope = torch.arange(1, len(spectrum) + 1).sqrt()
     pink = torch.fft.irfft(spectrum / slope, 10 * SAMPLE_RATE)
-    return Words(
-        "sample-words", *parts, classes,
-        {"white_noise": white}, {"pink_noise": 0.1 * pink / pink.std()},
-    )  # fmt: skip
+    both = {"white_noise": white}, {"pink_noise": 0.1 * pink / pink.std()}
+    return Words("sample-words", *parts, classes, *both)
 
 
 # --- sentences ---------------------------------------------------------------------------------------
@@ -227,16 +220,10 @@ def librispeech(profile: str) -> SpeechCorpus:
     for part, names in lists.items():
         source = "test" if part == "test" else "dev"
         folder = root / "LibriSpeech" / f"{source}-clean"
-        texts: dict[str, str] = {}
-        for path in sorted(folder.glob("*/*/*.trans.txt")):
-            lines = path.read_text(encoding="utf-8").splitlines()
-            texts |= dict(line.split(" ", 1) for line in lines if " " in line)
-        files = {n: folder.joinpath(*n.split("-")[:2], f"{n}.flac") for n in names}
-        items = [
-            Item(n, file, texts[n], n.split("-")[0])
-            for n, file in files.items()
-            if n in texts and file.is_file()
-        ]
+        lines = [line for file in folder.glob("*/*/*.trans.txt") for line in read_lines(file)]
+        texts = dict(line.split(" ", 1) for line in lines if " " in line)
+        files = {n: folder.joinpath(*n.split("-")[:2], f"{n}.flac") for n in names if n in texts}
+        items = [Item(n, f, texts[n], n.split("-")[0]) for n, f in files.items() if f.is_file()]
         check_complete(items, names, part, folder, day=9)
         parts.append(pack(packs() / f"{found[source]}_{profile}_{part}.pack", items))
     return SpeechCorpus(found["dev"], *parts, found["test"])
