@@ -310,7 +310,7 @@ def _setup_synthesizer(part: str, profile: str, seed: int) -> TrainingSetup:
         seen = timed_utterances([held_out], mel, settings, teacher)
         seed_everything(seed)
         model = FastSpeech(PARALLEL_SIZES[profile])
-        for shared in ("encoder", "speaker"):
+        for shared in ("encoder", "speaker"):  # initialised from the teacher
             getattr(model, shared).load_state_dict(getattr(teacher, shared).state_dict())
         loss = FastSpeechLoss(model)
         validate = partial(validate_parallel, batch=seen.batch(range(len(seen))))

@@ -227,4 +227,4 @@ def test_a_loss_that_is_no_number_ends_the_training():
     loss = FastSpeechLoss(FastSpeech(SMALL))
     batches = tts.LengthBatches(every, 16, 1, buckets=1, steps=3)
     with pytest.raises(Diverged):
-        tts.train(loss, batches, epochs=1, bar=False)
+        tts.train(loss, batches, epochs=1, lr=1e-3, bar=False)

@@ -369,7 +369,7 @@ def training(tmp_path, stop_after=None, epochs=3):
         return {}
 
     return loss, tts.train(
-        loss, batches, epochs=epochs, validate=validate, bar=False,
+        loss, batches, epochs=epochs, lr=1e-3, validate=validate, bar=False,
         checkpoint=tmp_path / "c.pt",
     )  # fmt: skip
 
@@ -392,7 +392,7 @@ def test_a_rate_that_is_too_large_is_named():
     loss.model.to_mel.bias.data.fill_(float("nan"))
     batches = LengthBatches(sentences(), 2, 2, buckets=1)
     with pytest.raises(Diverged):
-        tts.train(loss, batches, epochs=1, bar=False)
+        tts.train(loss, batches, epochs=1, lr=1e-3, bar=False)
 
 
 def test_mixed_precision_gives_nearly_the_same_loss():

@@ -27,7 +27,7 @@ from ..features import MFCC, SAMPLE_RATE, AudioError, as_float, resample, to_lev
 from ..logger import Run
 from ..speech.corpora import Utterances
 from ..speech.pack import to_int16
-from ..training import History, fit
+from ..training import Batches, History, fit
 from .fastspeech import FastSpeech
 from .ge2e import pretrained_dvector
 from .tacotron2 import (
@@ -255,7 +255,7 @@ def capture_cuda_graph(loss: nn.Module, batch: TextBatch, mixed: bool = True) ->
 
 
 def train(
-    loss: nn.Module, batches: Any, *, epochs: int, lr: float = 1e-3, graph: bool = False, **how: Any
+    loss: nn.Module, batches: Batches, *, epochs: int, lr: float, graph: bool = False, **how: Any
 ) -> History:
     """Train a module that returns its loss (`TacotronLoss`, `WaveGlowLoss`) with AdamW and one cycle.
 
