@@ -44,8 +44,7 @@ class ResidualBlock(nn.Module):
             nn.BatchNorm1d(out_channels),
         )
         self.shortcut = nn.Sequential(
-            nn.Conv1d(in_channels, out_channels, 1, stride=2, bias=False),
-            nn.BatchNorm1d(out_channels),
+            nn.Conv1d(in_channels, out_channels, 1, stride=2, bias=False), nn.BatchNorm1d(out_channels)
         )
         self.activation = activation()
 
@@ -61,9 +60,7 @@ def full_conv(in_channels: int, out_channels: int, stride: int) -> nn.Module:
 def separable_conv(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     """A depthwise convolution over 9 frames, then a pointwise one that mixes the channels."""
     return nn.Sequential(
-        nn.Conv1d(
-            in_channels, in_channels, 9, stride=stride, padding=4, groups=in_channels, bias=False
-        ),
+        nn.Conv1d(in_channels, in_channels, 9, stride=stride, padding=4, groups=in_channels, bias=False),
         nn.Conv1d(in_channels, out_channels, 1, bias=False),
     )
 
@@ -77,11 +74,7 @@ class TCResNet(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        width: float = 1.0,
-        activation: Activation = nn.ReLU,
-        separable: bool = False,
+        self, channels: int, width: float = 1.0, activation: Activation = nn.ReLU, separable: bool = False
     ) -> None:
         super().__init__()
         first, *rest = (round(width * c) for c in (16, 24, 32, 48))

@@ -36,12 +36,7 @@ from utils.models.wav2vec2_ctc import (
 from utils.models.weights import training_card, training_command
 from utils.speech import corpora
 from utils.speech.augment import join_noises
-from utils.speech.connected_words import (
-    WaveAugmentation,
-    connected_words,
-    draw_sequences,
-    speak_sequences,
-)
+from utils.speech.connected_words import WaveAugmentation, connected_words, draw_sequences, speak_sequences
 from utils.speech.corpora import Clips, SpeechCorpus, Words
 from utils.speech.pack import Utterances
 from utils.training import History
@@ -199,9 +194,7 @@ FIRST, SECOND = (0, 1), (2, 3)
 (Wortsman et al., 2022, arXiv:2203.05482)."""
 
 
-def build(
-    profile: str, init: str, seed: int = 0, mask: float = 0.0, dropout: float = 0.0
-) -> Wav2Vec2CTC:
+def build(profile: str, init: str, seed: int = 0, mask: float = 0.0, dropout: float = 0.0) -> Wav2Vec2CTC:
     """The recogniser at the start of a training run.
 
     `init` is `random`, `pretrained` (by the study profile, on a CPU), `pretrained, full` (on a GPU),
@@ -229,9 +222,7 @@ def train(
     return recogniser, history
 
 
-def configuration(
-    profile: str, task: str, init: str, labels: float, recipe: Recipe
-) -> dict[str, Any]:
+def configuration(profile: str, task: str, init: str, labels: float, recipe: Recipe) -> dict[str, Any]:
     """The settings of a training run, for its row."""
     return {
         "model": "wav2vec2-small" if profile != "quick" else "wav2vec2-tiny",

@@ -159,10 +159,7 @@ def pretraining_sound(profile: str) -> tuple[Tensor, dict[str, float]]:
     # full, too: the sets' own training list holds speakers of the committed test list
     words = corpora.speech_commands("quick" if profile == "quick" else "study")
     order = np.argsort(np.array(words.train.speakers), kind="stable")
-    parts = {
-        corpus.name: corpus.train.joined(),
-        words.name: words.train.x[torch.from_numpy(order)].flatten(),
-    }
+    parts = {corpus.name: corpus.train.joined(), words.name: words.train.x[torch.from_numpy(order)].flatten()}
     hours = {name: round(len(x) / SAMPLE_RATE / 3600, 2) for name, x in parts.items()}
     return torch.cat([*parts.values(), parts[words.name]]), hours
 
@@ -288,9 +285,7 @@ def pretrain(
                 for name, value in step_numbers.items():
                     curves.setdefault(name, []).append(value.detach().float())
                 shown.update()
-            numbers = {
-                k: accelerator.reduce(torch.stack(v), "mean").cpu() for k, v in curves.items()
-            }
+            numbers = {k: accelerator.reduce(torch.stack(v), "mean").cpu() for k, v in curves.items()}
             seconds = time.perf_counter() - began
             entry = {
                 "epoch": period + 1, "step": last, **{k: v.mean().item() for k, v in numbers.items()},

@@ -21,9 +21,7 @@ from utils.models.wav2vec2_ctc import Wav2Vec2CTC
 from .transcribe import word_times
 
 
-def replacements(
-    log_probs: Tensor, text: str, words: Sequence[str], vocabulary: ctc.Vocabulary
-) -> Tensor:
+def replacements(log_probs: Tensor, text: str, words: Sequence[str], vocabulary: ctc.Vocabulary) -> Tensor:
     """CTC's posterior of each of `words` at each place of `text`: log probabilities `(places, words)`.
 
     For each place, all texts that differ from `text` there only, each summed over all its paths through
@@ -32,9 +30,7 @@ def replacements(
     said = text.split()
     if not said:
         return torch.empty(0, len(words))
-    texts = [
-        " ".join((*said[:k], word, *said[k + 1 :])) for k in range(len(said)) for word in words
-    ]
+    texts = [" ".join((*said[:k], word, *said[k + 1 :])) for k in range(len(said)) for word in words]
     labels, lengths = ctc.encode_texts(texts, vocabulary)
     frames = torch.full((len(texts),), len(log_probs))
     each = log_probs.float().cpu()[:, None].expand(-1, len(texts), -1)  # (frames, texts, symbols)
@@ -73,8 +69,7 @@ class Opinions:
         """The words with the largest first + `weight` * second; words outside `words` stay as they were."""
         best = (self.first + weight * self.second).argmax(1).tolist()
         return " ".join(
-            self.words[n] if word in self.words else word
-            for word, n in zip(self.said, best, strict=True)
+            self.words[n] if word in self.words else word for word, n in zip(self.said, best, strict=True)
         )
 
 

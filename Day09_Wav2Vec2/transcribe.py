@@ -40,9 +40,7 @@ def cut_long(wave: Tensor, most: float = 30.0) -> list[Tensor]:
     return [*pieces, wave]
 
 
-def letter_times(
-    log_probs: Tensor, text: str, recogniser: Wav2Vec2CTC
-) -> list[tuple[str, float, float]]:
+def letter_times(log_probs: Tensor, text: str, recogniser: Wav2Vec2CTC) -> list[tuple[str, float, float]]:
     """When each letter of `text` was said, by the likeliest CTC path: (letter, begin in s, end in s).
 
     `log_probs` are `(frames, symbols)` of one utterance. CTC assigns a letter to few frames, often one, with
@@ -59,9 +57,7 @@ def letter_times(
     return [(vocabulary.symbols[s.token], s.start * hop, s.end * hop) for s in spans]
 
 
-def word_times(
-    log_probs: Tensor, text: str, recogniser: Wav2Vec2CTC
-) -> list[tuple[str, float, float]]:
+def word_times(log_probs: Tensor, text: str, recogniser: Wav2Vec2CTC) -> list[tuple[str, float, float]]:
     """When each word of `text` was said, from its first to its last letter: (word, begin in s, end in s)."""
     letters = letter_times(log_probs, text, recogniser)
     words = itertools.groupby(letters, key=lambda letter: letter[0] == SEPARATOR)

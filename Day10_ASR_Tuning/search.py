@@ -78,9 +78,7 @@ def build(profile: str, device: torch.device) -> Wav2Vec2CTC:
     """
     seed_everything(0)
     source = tiny_config() if profile == "quick" else WEIGHTS
-    return load_recogniser(
-        source, device=device, hidden_dropout=0.1, final_dropout=0.1, mask_time_prob=0.05
-    )
+    return load_recogniser(source, device=device, hidden_dropout=0.1, final_dropout=0.1, mask_time_prob=0.05)
 
 
 @dataclass(frozen=True)
@@ -139,9 +137,7 @@ def objective(
     def measure(recogniser: Wav2Vec2CTC, _: History) -> dict[str, Any]:
         return about | {"n_params": sum(p.numel() for p in recogniser.parameters())}
 
-    return lambda trial: tuning.run_trial(
-        trial, log, suggest(trial), trained, score, measure=measure, **how
-    )
+    return lambda trial: tuning.run_trial(trial, log, suggest(trial), trained, score, measure=measure, **how)
 
 
 study_path = partial(tuning.study_path, 10)

@@ -57,9 +57,7 @@ def timed_recording(
     return durations.timed(sentence, [wave], teacher, mel.settings).batch([0])
 
 
-def adapt(
-    model: FastSpeech, recording: FastSpeechBatch, settings: Adapting, seed: int = 0
-) -> FastSpeech:
+def adapt(model: FastSpeech, recording: FastSpeechBatch, settings: Adapting, seed: int = 0) -> FastSpeech:
     """A copy of the model with its decoder fine-tuned on the recording, in evaluation mode.
 
     Encoder and predictors are frozen; the loss is the error of the mel alone. Equal seeds give equal weights.

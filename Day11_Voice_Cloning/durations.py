@@ -55,9 +55,7 @@ class TimedUtterances(TTSDataset):
         index = torch.as_tensor(index, device=self.text.device)
         batch = super().batch(index, r, frames, letters)
         letters = batch.text.shape[1]
-        return FastSpeechBatch(
-            *batch, self.durations[index, :letters], self.prosody[index, :letters]
-        )
+        return FastSpeechBatch(*batch, self.durations[index, :letters], self.prosody[index, :letters])
 
 
 @torch.no_grad()

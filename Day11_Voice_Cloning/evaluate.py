@@ -72,9 +72,7 @@ def nearest_voice(d_vectors: Tensor, enrolled: Mapping[str, Tensor]) -> list[str
     return [names[i] for i in scores.argmax(1).tolist()]
 
 
-def identification_rate(
-    d_vectors: Tensor, speakers: Sequence[str], enrolled: Mapping[str, Tensor]
-) -> float:
+def identification_rate(d_vectors: Tensor, speakers: Sequence[str], enrolled: Mapping[str, Tensor]) -> float:
     """Top-1 accuracy of `nearest_voice` for d-vectors `(n, d)` of `speakers`, 0 to 1.
 
     Raises ValueError when a speaker is not enrolled.
@@ -88,10 +86,7 @@ def identification_rate(
 
 
 def real_time_factor(
-    make: Callable[[], Tensor | Sequence[Tensor]],
-    sample_rate: int,
-    device: torch.device,
-    repeats: int = 3,
+    make: Callable[[], Tensor | Sequence[Tensor]], sample_rate: int, device: torch.device, repeats: int = 3
 ) -> float:
     """Seconds of computing per second of the sound that `make()` returns (one wave, a batch, or several waves).
 

@@ -321,11 +321,7 @@ def clone(
     reference = check_reference(recording, rate)
     device = nets.mel.hann.device
     voice = (encoder or pretrained_dvector(device)).embed([reference])[0]
-    spoken = (
-        learn_voice(nets, reference, said, voice).say(text)
-        if said
-        else say(nets, "voices", text, voice)
-    )
+    spoken = learn_voice(nets, reference, said, voice).say(text) if said else say(nets, "voices", text, voice)
     (wave,) = tts.to_waves(spoken, nets.vocoders[vocoder], nets.mel.settings.hop)
     return wave
 

@@ -210,9 +210,7 @@ def load_network(path: Path, device: torch.device | str = "cpu") -> tuple[Networ
 
 
 @torch.no_grad()
-def measure_liveliness(
-    model: FastSpeech, batch: durations.FastSpeechBatch, most: float = 1.5
-) -> None:
+def measure_liveliness(model: FastSpeech, batch: durations.FastSpeechBatch, most: float = 1.5) -> None:
     """Set the factors of `compensate_global_variance`: deviation of each mel channel in recordings relative to the
     model's own output.
 

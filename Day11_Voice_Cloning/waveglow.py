@@ -67,9 +67,7 @@ class SmallWaveNet(nn.Module):
         c, n = config.channels, config.layers
         self.start = nn.Conv1d(half, c, 1)
         self.condition = nn.Conv1d(config.condition, 2 * c * n, 1)
-        self.dilated = nn.ModuleList(
-            nn.Conv1d(c, 2 * c, 3, dilation=2**i, padding=2**i) for i in range(n)
-        )
+        self.dilated = nn.ModuleList(nn.Conv1d(c, 2 * c, 3, dilation=2**i, padding=2**i) for i in range(n))
         self.mix = nn.ModuleList(nn.Conv1d(c, 2 * c if i < n - 1 else c, 1) for i in range(n))
         self.end = nn.Conv1d(c, 2 * half, 1)
         nn.init.zeros_(self.end.weight)
@@ -114,9 +112,7 @@ class WaveGlow(nn.Module):
         )
         sizes = [c.group - c.early_size * (i // c.early_every) for i in range(c.flows)]
         if c.hop % c.group or c.group % 2 or c.early_size % 2 or sizes[-1] < 2:
-            raise ValueError(
-                f"sizes do not fit: hop {c.hop}, group {c.group}, channels of the flows {sizes}"
-            )
+            raise ValueError(f"sizes do not fit: hop {c.hop}, group {c.group}, channels of the flows {sizes}")
         self.mixers = nn.ModuleList(Invertible1x1(n) for n in sizes)
         self.nets = nn.ModuleList(SmallWaveNet(n // 2, c) for n in sizes)
 
@@ -128,9 +124,7 @@ class WaveGlow(nn.Module):
         c = self.config
         frames = mel.shape[2] - 1
         if wave.shape[1] != frames * c.hop:
-            raise ValueError(
-                f"{mel.shape[2]} frames go with {frames * c.hop} samples, not {wave.shape[1]}"
-            )
+            raise ValueError(f"{mel.shape[2]} frames go with {frames * c.hop} samples, not {wave.shape[1]}")
         return wave.unflatten(1, (-1, c.group)).transpose(1, 2)
 
     def forward(self, wave: Tensor, mel: Tensor) -> tuple[Tensor, Tensor]:

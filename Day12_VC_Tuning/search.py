@@ -97,9 +97,7 @@ def material(profile: str, device: torch.device) -> Material:
 
 def sizes(data: Material, settings: dict, shrink: int = 1) -> TacotronConfig:
     """The configuration for these settings, the rest as on Day 11, every width divided by `shrink`."""
-    c = TacotronConfig(
-        encoder=settings["encoder_dim"], decoder=settings["decoder_dim"], postnet=128
-    )
+    c = TacotronConfig(encoder=settings["encoder_dim"], decoder=settings["decoder_dim"], postnet=128)
     widths = ("encoder", "decoder", "attention", "prenet", "postnet", "speaker")
     shapes = {"n_mels": data.mel.settings.n_mels, "d_vector": data.train.d_vectors.shape[1]}
     shrunk = {name: getattr(c, name) // shrink for name in widths}
@@ -119,9 +117,7 @@ def train(
     loss = TacotronLoss(Tacotron2(config), guided=settings["guided"]).to(device)
     graph, size = device.type == "cuda", min(budget["batch_size"], len(data.train))
     buckets = 1 if graph or len(data.train) < 8 * budget["batch_size"] else 4
-    batches = tts.LengthBatches(
-        data.train, size, config.r, seed=seed, buckets=buckets, steps=budget["every"]
-    )
+    batches = tts.LengthBatches(data.train, size, config.r, seed=seed, buckets=buckets, steps=budget["every"])
     watch = tts.AlignmentMonitor(data.held_out.batch(range(len(data.recordings)), config.r), run)
     history = tts.train(
         loss, batches, epochs=budget["steps"] // budget["every"], lr=settings["lr"], graph=graph,

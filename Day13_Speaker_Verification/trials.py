@@ -134,9 +134,7 @@ def identify(embeddings: Tensor, speakers: Sequence[str], enrol: int = 3) -> Ide
     for name in sorted(set(speakers)):
         own = [i for i, s in enumerate(speakers) if s == name]
         if len(own) <= enrol:
-            raise ValueError(
-                f"speaker {name} has {len(own)} utterances: {enrol} to enrol leave none to test"
-            )
+            raise ValueError(f"speaker {name} has {len(own)} utterances: {enrol} to enrol leave none to test")
         own.sort(key=lambda _: rng.random())
         models[name] = mean_embeddings(embeddings[own[:enrol]])
         items += own[enrol:]
@@ -233,9 +231,7 @@ def write_trials(path: Path, trials: Trials, comment: str) -> None:
     lines = [f"# {line}" for line in comment.splitlines()]
     for i, name in enumerate(trials.names):
         partners = trials.pairs[trials.pairs[:, 0] == i, 1]
-        lines.append(
-            " ".join([name, trials.speakers[i], trials.sexes[i] or "-", *map(str, partners)])
-        )
+        lines.append(" ".join([name, trials.speakers[i], trials.sexes[i] or "-", *map(str, partners)]))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -110,9 +110,7 @@ def _checked(sound: Sound, rate: int, name: str, warnings: list[str]) -> Tensor:
         )
     level = 20 * float(wave.square().mean().sqrt().clamp(min=1e-10).log10())
     if level < SILENCE_DB:
-        raise AudioError(
-            f"Recording {name} is silent ({level:.0f} dB of full scale): is the microphone on?"
-        )
+        raise AudioError(f"Recording {name} is silent ({level:.0f} dB of full scale): is the microphone on?")
     if seconds < 1.6:
         warnings.append(f"recording {name} has only {seconds:.1f} s: 5 s are good")
     if rate < SAMPLE_RATE:

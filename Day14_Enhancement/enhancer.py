@@ -102,9 +102,7 @@ class DualPath(nn.Module):
 
     def __init__(self, channels: int, bands: int, hidden: int) -> None:
         super().__init__()
-        self.across = nn.Sequential(
-            nn.Linear(bands, 2 * bands), nn.PReLU(), nn.Linear(2 * bands, bands)
-        )
+        self.across = nn.Sequential(nn.Linear(bands, 2 * bands), nn.PReLU(), nn.Linear(2 * bands, bands))
         self.along = nn.GRU(channels, hidden, batch_first=True)
         self.out = nn.ModuleList(nn.Linear(n, channels) for n in (channels, hidden))
         self.norm = nn.ModuleList(nn.LayerNorm((bands, channels)) for _ in range(2))

@@ -92,9 +92,7 @@ def by_snr(scores: ArrayLike, snr_db: ArrayLike, groups: ArrayLike) -> dict[floa
     return found
 
 
-def real_time_factor(
-    process: Callable[[Tensor], Any], seconds: float = 10.0, repeats: int = 3
-) -> float:
+def real_time_factor(process: Callable[[Tensor], Any], seconds: float = 10.0, repeats: int = 3) -> float:
     """Seconds of one core per second of sound, the best of `repeats`; below 1 is faster than real time.
 
     `process` is called with a wave `(1, time)` on the CPU.

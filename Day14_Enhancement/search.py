@@ -177,9 +177,7 @@ def objective(
 
     def run_trial(trial: Trial) -> float:
         settings = tuning.suggest(trial, SPACES[study], SGD_FACTOR)
-        return tuning.run_trial(
-            trial, log, settings, trained, partial(score, study), measure=measure, **how
-        )
+        return tuning.run_trial(trial, log, settings, trained, partial(score, study), measure=measure, **how)
 
     return run_trial
 

@@ -62,9 +62,7 @@ def projects() -> list[days.Day]:
 
 def missing() -> list[int]:
     """The projects without a headline row in their table."""
-    return [
-        day.number for day in projects() if not any(r["role"] == "headline" for r in published(day))
-    ]
+    return [day.number for day in projects() if not any(r["role"] == "headline" for r in published(day))]
 
 
 def _number(text: str | None) -> float | None:

@@ -16,13 +16,7 @@ from Day09_Wav2Vec2.pretrain import small_config
 from utils.device import autocast, gains_bf16, pick_device, seed_everything
 from utils.features import SAMPLE_RATE
 from utils.models import ctc
-from utils.models.wav2vec2_ctc import (
-    CTCDataset,
-    Wav2Vec2CTC,
-    ctc_losses,
-    freeze_encoder,
-    load_recogniser,
-)
+from utils.models.wav2vec2_ctc import CTCDataset, Wav2Vec2CTC, ctc_losses, freeze_encoder, load_recogniser
 from utils.speech.corpora import Utterances, librispeech
 
 from .claims import Claim
@@ -86,14 +80,7 @@ def claims(device: torch.device, sentences: Utterances, least: float = 10.0) -> 
     stock = sound_per_second(plain, mixed_up, least=least)
     what = "fine-tuning, seconds of sound per second, random batches and convolutions each step, against"
     found = [
-        Claim(
-            f"{what} {saved}",
-            stock,
-            sound_per_second(side, batches, least=least),
-            "s/s",
-            goal,
-            True,
-        )
+        Claim(f"{what} {saved}", stock, sound_per_second(side, batches, least=least), "s/s", goal, True)
         for saved, side, batches, goal in (
             ("length buckets", plain, alike, 1.1),
             ("convolutions kept", kept, mixed_up, 1.1),

@@ -39,8 +39,7 @@ class StockImages(torch.utils.data.Dataset):
         from torchvision import transforms
 
         batches = [
-            catalogue.read_cifar10_batch(sources.data_root() / file)
-            for file in catalogue.CIFAR10_BATCHES[:5]
+            catalogue.read_cifar10_batch(sources.data_root() / file) for file in catalogue.CIFAR10_BATCHES[:5]
         ]
         pixels = np.concatenate([images for images, _ in batches])
         self.pixels = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)[numbers]

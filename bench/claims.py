@@ -52,9 +52,7 @@ def bench(tasks: list[str]) -> int:
     names = list(TASKS) if "all" in tasks else tasks
     unknown = set(names) - set(TASKS)
     if unknown:
-        raise ValueError(
-            f"no benchmark {', '.join(sorted(unknown))}; there are: {', '.join(TASKS)}"
-        )
+        raise ValueError(f"no benchmark {', '.join(sorted(unknown))}; there are: {', '.join(TASKS)}")
     print(describe_machine(), "\n", flush=True)
     claims: list[Claim] = []
     failed = {}

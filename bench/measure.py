@@ -101,13 +101,7 @@ def stock_race(
 
 
 def our_race(
-    model: nn.Module,
-    batches: Batches,
-    test: Split,
-    goal: float,
-    epochs: int,
-    lr: float,
-    smoothing: float,
+    model: nn.Module, batches: Batches, test: Split, goal: float, epochs: int, lr: float, smoothing: float
 ) -> Race:
     """The days' own loop: AdamW, one cycle over the epochs, bfloat16 where the device gains."""
     weights = [p for p in model.parameters() if p.requires_grad]

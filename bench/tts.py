@@ -151,9 +151,7 @@ def vocoders(
         ]  # fmt: skip
 
     theirs = real_time_factor(stock, s.sample_rate, torch.device("cpu"), 1)
-    what = (
-        f"Griffin-Lim, seconds of sound per second, librosa wave by wave ({iterations} iterations)"
-    )
+    what = f"Griffin-Lim, seconds of sound per second, librosa wave by wave ({iterations} iterations)"
     return [Claim(what, 1 / theirs, 1 / mine, "s/s", 2, higher=True)]
 
 

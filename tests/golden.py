@@ -104,9 +104,7 @@ def main(command: str, path: str) -> int:
     before = json.loads(Path(path).read_text(encoding="utf-8"))
     differ = [k for k in before if before[k] != found.get(k)]
     print(
-        *(f"differs: {k}" for k in differ),
-        f"{len(before) - len(differ)} of {len(before)} the same",
-        sep="\n",
+        *(f"differs: {k}" for k in differ), f"{len(before) - len(differ)} of {len(before)} the same", sep="\n"
     )
     return 1 if differ else 0
 

@@ -17,14 +17,7 @@ from utils.models import ctc
 from utils.models.ctc import Vocabulary, WordModel, beam_search, collapse
 from utils.sources.catalogue import SPLITS, read_lines
 from utils.speech import connected_words
-from utils.speech.corpora import (
-    Clips,
-    Utterances,
-    read_sample,
-    sample_words,
-    speaker_of,
-    speech_commands,
-)
+from utils.speech.corpora import Clips, Utterances, read_sample, sample_words, speaker_of, speech_commands
 
 LETTERS = Vocabulary()
 TINY = Vocabulary(("<pad>", "|", "A", "B"))
@@ -143,9 +136,7 @@ def test_with_a_list_of_words_nothing_else_is_written(seed, with_model):
     model = WordModel(["B AB", "AB AA", "B"], order=2) if with_model else None
     every = brute_force(log_probs, TINY, model, alpha=0.8, beta=0.3)
     wanted = {t: s for t, s in every.items() if set(t.split()) <= set(known)}
-    found = beam_search(
-        log_probs, TINY, 10_000, model, alpha=0.8, beta=0.3, floor=-math.inf, words=known
-    )
+    found = beam_search(log_probs, TINY, 10_000, model, alpha=0.8, beta=0.3, floor=-math.inf, words=known)
     assert {h.text: pytest.approx(h.score, abs=1e-9) for h in found} == wanted
     assert beam_search(log_probs[:0], TINY, words=known)[0].text == ""
     with pytest.raises(ValueError, match="empty list"):
@@ -161,8 +152,7 @@ def test_the_librarys_lexicon_decoder_writes_the_same_texts(with_model):
     several = [(3 * torch.randn(n, 4, generator=g)).log_softmax(-1) for n in [*range(1, 13), 0]]
     found = ctc.beam_texts(several, TINY, 200, known, model=model, alpha=0.8, beta=0.3)
     every = (
-        beam_search(p, TINY, 200, model, alpha=0.8, beta=0.3, floor=-math.inf, words=known)
-        for p in several
+        beam_search(p, TINY, 200, model, alpha=0.8, beta=0.3, floor=-math.inf, words=known) for p in several
     )
     assert found == [hypotheses[0].text for hypotheses in every]
 

@@ -39,9 +39,7 @@ def test_one_failing_day_does_not_hide_the_others(tmp_path, monkeypatch, capsys)
     assert "Day02_Training_Loop   ok" in said
     assert "ZeroDivisionError: division by zero" in said
     assert "1 of 2 days ok" in said
-    done = nbformat.read(
-        tmp_path / "runs/quick/Day02_Training_Loop/Day02_Training_Loop.ipynb", as_version=4
-    )
+    done = nbformat.read(tmp_path / "runs/quick/Day02_Training_Loop/Day02_Training_Loop.ipynb", as_version=4)
     assert "in quick" in str(done.cells)
     source = nbformat.read(days.get(2).notebook, as_version=4)
     assert source.cells[1].outputs == []
@@ -193,8 +191,7 @@ def test_doctor_names_a_copy_of_data_that_it_does_not_know(tmp_path, monkeypatch
 
 def test_doctor_speaks_without_torch():
     code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from tools.__main__ import main; sys.exit(main(['doctor']))"
+        "import sys; sys.modules['torch'] = None\nfrom tools.__main__ import main; sys.exit(main(['doctor']))"
     )
     done = subprocess.run(
         [__import__("sys").executable, "-c", code], cwd=ROOT, capture_output=True, text=True
@@ -283,10 +280,7 @@ def test_races_stop_at_the_goal_and_at_the_cap():
     assert measure.stock_race(step, loader, model, split, 0.99, cap=0)[2] is False
     model, _ = fresh(0.0)
     batches = Batches(split, 10)
-    assert measure.our_race(model, batches, split, 0.99, 20, lr=0.1, smoothing=0.1)[1:] == (
-        1.0,
-        True,
-    )
+    assert measure.our_race(model, batches, split, 0.99, 20, lr=0.1, smoothing=0.1)[1:] == (1.0, True)
     stock = mnist.StockNet()
     assert sum(p.numel() for p in stock.parameters()) == 1_199_882
     assert stock(torch.zeros(2, 1, 28, 28)).exp().sum().item() == pytest.approx(2, abs=1e-4)
@@ -310,9 +304,7 @@ def test_rates_are_counted_after_one_call():
 
 def test_makefile_installs_once_and_helps():
     helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
-    made = (
-        "run test check extras lab day fetch sweep container bench summary doctor new checkin clean"
-    )
+    made = "run test check extras lab day fetch sweep container bench summary doctor new checkin clean"
     for target in made.split():
         assert f"make {target}" in helped
     if (ROOT / ".venv" / ".installed").exists():

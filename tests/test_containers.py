@@ -66,9 +66,7 @@ def test_both_do_the_same_without_a_command_and_carry_the_same_labels():
     words = re.findall(r'"([^"]+)"', steps("CMD")[0])
     assert "set -- " + " ".join(words) in definition()["runscript"]
     mine = dict(re.findall(r'(org\S+)="([^"]+)"', steps("LABEL")[0]))
-    theirs = dict(
-        line.strip().split(None, 1) for line in definition()["labels"].strip().splitlines()
-    )
+    theirs = dict(line.strip().split(None, 1) for line in definition()["labels"].strip().splitlines())
     assert mine == theirs
 
 
@@ -145,9 +143,7 @@ def test_the_entry_point_runs_its_command_within_that_environment(tmp_path):
 def build_command(**variables: str) -> str:
     """What `make container` would run."""
     wish = [f"{k}={v}" for k, v in variables.items()]
-    done = subprocess.run(
-        ["make", "-n", "container", *wish], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run(["make", "-n", "container", *wish], cwd=ROOT, capture_output=True, text=True)
     return " ".join(done.stdout.split())
 
 
@@ -161,9 +157,7 @@ def test_build_commands():
 
 
 def test_no_engine_says_what_to_do():
-    done = subprocess.run(
-        ["make", "container", "ENGINE="], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run(["make", "container", "ENGINE="], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "module load apptainer" in done.stdout
 
@@ -227,9 +221,7 @@ def test_a_killed_day_goes_on(tmp_path, monkeypatch):
     assert "STUDY_RESUME" not in os.environ
 
 
-def test_only_a_change_of_the_days_code_deletes_its_finished_states(
-    repository, tmp_path, monkeypatch
-):
+def test_only_a_change_of_the_days_code_deletes_its_finished_states(repository, tmp_path, monkeypatch):
     from tools import run
     from utils import days
 

@@ -12,9 +12,7 @@ from utils.logger import RunLogger
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
-    log = RunLogger(
-        5, "quick", "sample-shapes", torch.device("cpu"), ("lr", "accuracy"), folder=tmp_path
-    )
+    log = RunLogger(5, "quick", "sample-shapes", torch.device("cpu"), ("lr", "accuracy"), folder=tmp_path)
     made = {}
     for lr in (0.1, 0.2):
         with log.run(lr=lr, optimizer="SGD") as run:
@@ -35,9 +33,7 @@ def test_what_was_logged_is_what_the_dashboard_shows(runs):
             steps = tensorboard_capture.scalars(url, name, "loss")
             assert [s for s, _ in steps] == [0, 1, 2]
             assert [v for _, v in steps] == pytest.approx([3 * lr, 2 * lr, lr])
-            assert tensorboard_capture.scalars(url, name, "hparam/accuracy")[0][1] == pytest.approx(
-                lr
-            )
+            assert tensorboard_capture.scalars(url, name, "hparam/accuracy")[0][1] == pytest.approx(lr)
         tags = tensorboard_capture.ask(url, "/data/plugin/scalars/tags")
         assert {t for of_run in tags.values() for t in of_run} >= {"loss", "epoch/val_accuracy"}
 
@@ -57,9 +53,7 @@ def test_no_browser_names_the_mend(tmp_path, monkeypatch):
     assert not (tmp_path / "a.png").exists()
 
 
-@pytest.mark.skipif(
-    not tensorboard_capture.browser(), reason="no Chromium or Chrome on this machine"
-)
+@pytest.mark.skipif(not tensorboard_capture.browser(), reason="no Chromium or Chrome on this machine")
 def test_a_browser_captures_the_page(runs, tmp_path):
     from PIL import Image
 

@@ -17,9 +17,7 @@ from utils.sources import catalogue
 def test_the_sample_has_three_parts_without_an_image_in_common():
     images = data.mnist("quick")
     assert images.name == "sample-digits"
-    seen = [
-        {x.numpy().tobytes() for x in p.x} for p in (images.train, images.validation, images.test)
-    ]
+    seen = [{x.numpy().tobytes() for x in p.x} for p in (images.train, images.validation, images.test)]
     assert [len(p) for p in (images.train, images.validation, images.test)] == [1197, 300, 300]
     assert not (seen[0] & seen[1])
     assert not (seen[0] & seen[2])
@@ -48,9 +46,7 @@ def other_mnist(tmp_path, monkeypatch):
     raw.mkdir(parents=True)
     for name, n in (("train", 60_000), ("t10k", 10_000)):
         images = np.zeros((n, 28, 28), np.uint8)
-        images[:, 0, :3] = np.frombuffer(np.arange(n, dtype=">u4").tobytes(), np.uint8).reshape(
-            n, 4
-        )[:, 1:]
+        images[:, 0, :3] = np.frombuffer(np.arange(n, dtype=">u4").tobytes(), np.uint8).reshape(n, 4)[:, 1:]
         write_idx(raw / f"{name}-images-idx3-ubyte", images)
         write_idx(raw / f"{name}-labels-idx1-ubyte", (np.arange(n) % 10).astype(np.uint8))
     monkeypatch.setenv("STUDY_DATA", str(tmp_path))
@@ -122,11 +118,7 @@ def test_cifar10_parts_are_disjoint_and_named_by_their_pixels(tmp_path, monkeypa
     monkeypatch.setenv("STUDY_DATA", str(tmp_path))
     images = data.cifar10("study")
     assert images.name.startswith("cifar10-other-")
-    assert [len(p) for p in (images.train, images.validation, images.test)] == [
-        45_000,
-        5_000,
-        10_000,
-    ]
+    assert [len(p) for p in (images.train, images.validation, images.test)] == [45_000, 5_000, 10_000]
     held_out = torch.tensor(data.read_split("cifar10_validation"))
     red = images.validation.x[:, 0, 5, 5] * data.CIFAR10_STD[0] + data.CIFAR10_MEAN[0]
     assert torch.equal((red * 255).round().long(), held_out % 251)

@@ -126,9 +126,7 @@ def test_no_network_is_one_clear_sentence(tmp_path):
 
 def test_an_answer_that_does_not_end_is_cut_off(server, tmp_path):
     short = CONTENT[:1000]
-    entry = Remote(
-        (server.url("good/file.bin"),), 1000, "sha256:" + hashlib.sha256(short).hexdigest()
-    )
+    entry = Remote((server.url("good/file.bin"),), 1000, "sha256:" + hashlib.sha256(short).hexdigest())
     with pytest.raises(DataError, match="wrong checksum"):
         download.download_file(entry, tmp_path, bar=False)
 
@@ -220,12 +218,7 @@ def test_good_archives_unpack_into_a_folder_that_is_there(tmp_path):
     (tmp_path / "single.txt.gz").write_bytes(gzip.compress(b"single"))
     download.unpack(tmp_path / "single.txt.gz", folder, limit=100)
     found = {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*.txt")}
-    assert found == {
-        "sub/old.txt": "old",
-        "sub/new.txt": "new",
-        "top.txt": "top",
-        "single.txt": "single",
-    }
+    assert found == {"sub/old.txt": "old", "sub/new.txt": "new", "top.txt": "top", "single.txt": "single"}
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.gz", "a.zip"])

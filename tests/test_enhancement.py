@@ -80,8 +80,7 @@ def sentences() -> list[torch.Tensor]:
     """Six bundled sentences by as many voices, float `(time,)`."""
     index, samples = read_sample("sentences")
     return [
-        torch.from_numpy(samples[int(r["start"]) :][: int(r["length"])].copy()) / 32768.0
-        for r in index[:6]
+        torch.from_numpy(samples[int(r["start"]) :][: int(r["length"])].copy()) / 32768.0 for r in index[:6]
     ]
 
 
@@ -383,9 +382,7 @@ def test_clean_clips_are_those_with_quiet_around_them():
     assert day14_train.clean_clips(clips, 70.0).speakers == ["x"]
 
 
-TINY = EnhancerSettings(
-    batch_size=4, seconds=0.5, batches=10, epochs=4, channels=8, lr=5e-3, loss="si_sdr"
-)
+TINY = EnhancerSettings(batch_size=4, seconds=0.5, batches=10, epochs=4, channels=8, lr=5e-3, loss="si_sdr")
 
 
 @pytest.mark.slow
@@ -432,9 +429,7 @@ def test_the_searches_leave_rows(sentences, tmp_path, monkeypatch):
     small = {"batch_size": day14_search.CategoricalDistribution([2, 4])}
     for name, space in day14_search.SPACES.items():
         monkeypatch.setitem(day14_search.SPACES, name, space | small)
-    monkeypatch.setitem(
-        day14_search.BUDGET, "quick", day14_search.BUDGET["quick"] | {"width": 0.125}
-    )
+    monkeypatch.setitem(day14_search.BUDGET, "quick", day14_search.BUDGET["quick"] | {"width": 0.125})
     day14_search.run_worker("quick", 1)
     log = RunLogger(14, "quick", speech.name, torch.device("cpu"), day14_train.COLUMNS)
     rows = read_table(log.path)

@@ -278,11 +278,7 @@ def test_shift_moves_each_wave_and_lets_zeros_in():
     out = time_shift(wave, gen(), 3)
     seen = set()
     for row in out.tolist():
-        by = next(
-            k
-            for k in range(-3, 4)
-            if row == [(i - k + 1 if 0 <= i - k < 8 else 0) for i in range(8)]
-        )
+        by = next(k for k in range(-3, 4) if row == [(i - k + 1 if 0 <= i - k < 8 else 0) for i in range(8)])
         seen.add(by)
     assert seen == set(range(-3, 4))
     assert torch.equal(time_shift(wave, gen(), 0), wave)

@@ -55,9 +55,7 @@ def test_scores_on_the_bundled_sample():
     words = speech_commands("quick")
     known = [i for i, y in enumerate(words.test.y.tolist()) if words.classes[y] in classes]
     answers = probabilities(model, words.test.x[known]).argmax(1).tolist()
-    right = sum(
-        classes[a] == words.classes[words.test.y[i]] for a, i in zip(answers, known, strict=True)
-    )
+    right = sum(classes[a] == words.classes[words.test.y[i]] for a, i in zip(answers, known, strict=True))
     assert right / len(known) == pytest.approx(SCORES["keyword accuracy"], abs=0.03)
     test = librispeech("quick").test
     vectors = pretrained_dvector().embed([test.sound(i) for i in range(len(test))])

@@ -28,9 +28,7 @@ def lines_of_code(file: Path) -> int:
         if isinstance(node, ast.Expr) and isinstance(getattr(value, "value", None), str):
             docs |= set(range(node.lineno, node.end_lineno + 1))
     lines = enumerate(source.splitlines(), 1)
-    return sum(
-        bool(x.strip()) and not x.lstrip().startswith("#") and n not in docs for n, x in lines
-    )
+    return sum(bool(x.strip()) and not x.lstrip().startswith("#") and n not in docs for n, x in lines)
 
 
 def code() -> list[Path]:

@@ -23,9 +23,7 @@ def by_name(day):
 
 
 def prints(folder):
-    return {
-        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()
-    }
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.fixture(scope="session")
@@ -93,14 +91,7 @@ def test_committed_notebook_is_a_lesson(day):
     nb, code = code_cells(day)
     assert nb.cells[0].source.startswith("# Day ")
     prose = "\n".join(c.source for c in nb.cells if c.cell_type == "markdown")
-    for part in (
-        "Goals",
-        "Prerequisites",
-        "What went wrong",
-        "Exercises",
-        "Summary",
-        "Further reading",
-    ):
+    for part in ("Goals", "Prerequisites", "What went wrong", "Exercises", "Summary", "Further reading"):
         assert re.search(rf"^## {part}", prose, re.M), part
     assert len(re.findall(r"\*\*Exercise \d", prose)) >= 3
     assert prose.count("<details>") >= 3
@@ -122,9 +113,7 @@ def test_the_rows_that_a_notebook_shows_are_those_of_its_table(day):
     _, code = code_cells(day)
     tables = [o for c in code if "log.show(" in c.source for o in c.outputs]
     shown = {
-        run
-        for output in tables
-        for run in re.findall(r"^([0-9a-f]{10})\b", output.data["text/plain"], re.M)
+        run for output in tables for run in re.findall(r"^([0-9a-f]{10})\b", output.data["text/plain"], re.M)
     }
     assert shown
     assert shown <= known, sorted(shown - known)

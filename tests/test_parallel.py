@@ -12,12 +12,7 @@ from Day11_Voice_Cloning import train
 from Day11_Voice_Cloning.durations import PITCH, TimedUtterances
 from Day11_Voice_Cloning.train import FastSpeechLoss, fastspeech_losses, measure_liveliness
 from utils.models import tts
-from utils.models.fastspeech import (
-    FastSpeech,
-    FastSpeechConfig,
-    compensate_global_variance,
-    length_regulate,
-)
+from utils.models.fastspeech import FastSpeech, FastSpeechConfig, compensate_global_variance, length_regulate
 from utils.models.tacotron2 import Tacotron2, TacotronConfig
 from utils.models.tts_mel import LIBRISPEECH_MEL, SILENCE
 from utils.models.tts_text import SYMBOLS
@@ -201,11 +196,7 @@ def test_a_mel_that_moves_too_little_is_given_the_variance_of_speech():
         assert (lively.mel[k, :, n:] == SILENCE).all()
     measure_liveliness(model, batch)
     assert model.liveliness.max() == 1.5
-    mel, lengths, factors = (
-        torch.tensor([[[1.0, 3.0, 9.0]]]),
-        torch.tensor([2]),
-        torch.tensor([2.0]),
-    )
+    mel, lengths, factors = (torch.tensor([[[1.0, 3.0, 9.0]]]), torch.tensor([2]), torch.tensor([2.0]))
     by_hand = compensate_global_variance(mel, lengths, factors)
     assert by_hand.tolist() == [[[0.0, 4.0, 9.0]]]
 

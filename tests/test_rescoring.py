@@ -117,9 +117,7 @@ def test_the_kept_recogniser_names_words_of_the_bundled_voices():
     test = words.test
     mine = [k for k, y in enumerate(test.y.tolist()) if words.classes[y] in classes]
     answers = model(test.x[mine]).argmax(1).tolist()
-    right = [
-        classes[a] == words.classes[int(test.y[k])] for a, k in zip(answers, mine, strict=True)
-    ]
+    right = [classes[a] == words.classes[int(test.y[k])] for a, k in zip(answers, mine, strict=True)]
     assert sum(right) > 0.5 * len(mine)  # a synthetic voice is a stranger
 
 

@@ -37,13 +37,7 @@ from utils.models.ecapa_tdnn import (
     validation_eer,
     voice_augmentation,
 )
-from utils.models.ge2e import (
-    DVector,
-    normalise_volume,
-    pretrained_dvector,
-    resemblyzer_weights,
-    slice_starts,
-)
+from utils.models.ge2e import DVector, normalise_volume, pretrained_dvector, resemblyzer_weights, slice_starts
 from utils.models.verification import all_pairs, cosine_scores
 from utils.models.weights import load_weights, training_command
 from utils.speech.augment import reverberate, room_response
@@ -112,9 +106,7 @@ def test_d_vectors_are_resemblyzers(dvector, sentences):
 def test_the_mel_front_end_is_librosas():
     librosa = pytest.importorskip("librosa")
     wave = 0.1 * torch.randn(20_000, generator=gen())
-    theirs = librosa.feature.melspectrogram(
-        y=wave.numpy(), sr=16_000, n_fft=400, hop_length=160, n_mels=40
-    ).T
+    theirs = librosa.feature.melspectrogram(y=wave.numpy(), sr=16_000, n_fft=400, hop_length=160, n_mels=40).T
     padded = F.pad(wave, (200, 200))[None]
     ours = DVector().mel(padded)[0].numpy()
     assert ours.shape == theirs.shape
@@ -226,9 +218,7 @@ def two_tone_speakers(count: int = 4, each: int = 6):
     return Utterances.of(arrays, [""] * len(waves), speakers).packed(), waves
 
 
-SMALL = SpeakerSettings(
-    batch_size=8, batches=6, epochs=3, seconds=0.5, channels=16, lr=5e-3, margin=0.1
-)
+SMALL = SpeakerSettings(batch_size=8, batches=6, epochs=3, seconds=0.5, channels=16, lr=5e-3, margin=0.1)
 
 
 def test_a_small_training_learns_and_resumes(tmp_path):
@@ -293,9 +283,7 @@ def test_the_shipped_training_repeats_itself(tmp_path, monkeypatch):
     _, again = train_encoder("quick", voices, seed=1, stop=lambda e: True, bar=False)
     assert len(again.epochs) == 1
     assert again.epochs[0]["train_loss"] == pytest.approx(shipped.epochs[0]["train_loss"], rel=0.01)
-    assert card["curve"][0]["train_loss"] == pytest.approx(
-        shipped.epochs[0]["train_loss"], abs=1e-4
-    )
+    assert card["curve"][0]["train_loss"] == pytest.approx(shipped.epochs[0]["train_loss"], abs=1e-4)
     assert card["speakers"] == len(set(voices.speakers))
 
 
@@ -303,9 +291,7 @@ def test_random_segments_are_parts_of_their_own_utterance():
     samples = torch.arange(1000, dtype=torch.int16)
     starts, lengths = np.array([0, 100, 150]), np.array([100, 50, 850])
     speech = PackedSpeech(samples, starts, lengths, ["a", "b", "c"])
-    segments = RandomSegments(
-        speech, crop=80, batch_size=200, batches=2, power=0.0, augment=lambda x, g: x
-    )
+    segments = RandomSegments(speech, crop=80, batch_size=200, batches=2, power=0.0, augment=lambda x, g: x)
     seen = torch.zeros(3)
     for x, y in segments.epoch(0):
         assert x.shape == (200, 80)

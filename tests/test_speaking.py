@@ -29,9 +29,7 @@ NOISE = 0.1 * torch.randn(2 * SAMPLE_RATE, generator=torch.Generator().manual_se
 def runs(tmp_path_factory):
     """Tiny networks of random weights where the quick profile has its own."""
     folder = tmp_path_factory.mktemp("runs")
-    config = TacotronConfig(
-        encoder=16, decoder=16, r=5, attention=8, prenet=8, postnet=8, speaker=4
-    )
+    config = TacotronConfig(encoder=16, decoder=16, r=5, attention=8, prenet=8, postnet=8, speaker=4)
     made = {"vocoder": WaveGlow, "parallel": FastSpeech}
     sizes = {
         "vocoder": WaveGlowConfig(flows=2, layers=1, channels=8, condition=8),

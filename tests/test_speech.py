@@ -166,9 +166,7 @@ def test_known_copies_are_known_by_their_clips(small_set, tmp_path):
 
 
 def test_clips_keep_names_and_speakers_when_some_are_taken():
-    clips = Clips(
-        torch.arange(6).view(3, 2), torch.tensor([0, 1, 2]), ["a", "b", "c"], ["x", "y", "z"]
-    )
+    clips = Clips(torch.arange(6).view(3, 2), torch.tensor([0, 1, 2]), ["a", "b", "c"], ["x", "y", "z"])
     part = clips.take(torch.tensor([2, 0]))
     assert part.names == ["c", "a"]
     assert part.speakers == ["z", "x"]

@@ -106,9 +106,7 @@ def test_masked_batch_norm_is_batch_norm_of_what_is_inside():
     torch.testing.assert_close(out.transpose(1, 2)[mask[:, 0]], expected)
     torch.testing.assert_close(ours.running_mean, theirs.running_mean)
     torch.testing.assert_close(ours.running_var, theirs.running_var)
-    torch.testing.assert_close(
-        ours.eval()(x, mask).transpose(1, 2)[mask[:, 0]], theirs.eval()(inside)
-    )
+    torch.testing.assert_close(ours.eval()(x, mask).transpose(1, 2)[mask[:, 0]], theirs.eval()(inside))
 
 
 def test_teacher_forced_equals_free_running_when_fed_the_same_frames():
@@ -185,9 +183,7 @@ def test_a_window_keeps_the_attention_near():
     every, tacotron = sentences(high=30, low=20), model().eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        free = tacotron.generate(
-            every.text, every.text_lengths, every.d_vectors, max_frames=40, window=2
-        )
+        free = tacotron.generate(every.text, every.text_lengths, every.d_vectors, max_frames=40, window=2)
     peaks = free.alignment.argmax(2)
     moves = peaks[:, 1:] - peaks[:, :-1]
     assert moves.min() >= -1
@@ -492,9 +488,7 @@ def test_a_trial_leaves_a_row_and_its_alignment(tmp_path, monkeypatch):
     data = search.Material("toy", every, every, noise, SynthesisMel(settings))
     budget = {"steps": 4, "every": 2, "batch_size": 4}
     log = RunLogger(12, "quick", "toy", torch.device("cpu"), search.COLUMNS, folder=tmp_path)
-    trial = FixedTrial(
-        {"encoder_dim": 16, "decoder_dim": 24, "r": 3, "guided": 1.0, "lr": 0.00123456}
-    )
+    trial = FixedTrial({"encoder_dim": 16, "decoder_dim": 24, "r": 3, "guided": 1.0, "lr": 0.00123456})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nothing stops after four steps
         value = search.objective(log, data, budget)(trial)

@@ -103,11 +103,7 @@ def test_shares_become_percentages_and_the_rest_stays():
 
 
 def test_seed_tables_group_and_average():
-    found = [
-        {"a": "x", "accuracy": "0.9"},
-        {"a": "x", "accuracy": "0.8"},
-        {"a": "y", "accuracy": "0.5"},
-    ]
+    found = [{"a": "x", "accuracy": "0.9"}, {"a": "x", "accuracy": "0.8"}, {"a": "y", "accuracy": "0.5"}]
     lines = results.seeds(found, ["a"], "accuracy").splitlines()
     assert lines[2] == "| x | 85.00 ± 7.07 % (n=2) |"
     assert lines[3] == "| y | 50.00 % |"

@@ -218,9 +218,7 @@ def test_a_run_that_was_resumed_has_one_whole_record(tmp_path, monkeypatch):
     from utils.logger import RunLogger, read_table
 
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
-    log = RunLogger(
-        2, "study", "mnist", torch.device("cpu"), ("final_loss", "epochs"), folder=tmp_path
-    )
+    log = RunLogger(2, "study", "mnist", torch.device("cpu"), ("final_loss", "epochs"), folder=tmp_path)
 
     def go(stop_after):
         def validate(_):

@@ -320,10 +320,7 @@ def test_the_benchmark_measures_both_on_the_same_sentences(monkeypatch):
     once = lambda work, device, seconds: runs.append(work(0)) or 1.0  # noqa: E731
     monkeypatch.setattr(bench, "calls_per_second", once)
     config = TacotronConfig(encoder=16, decoder=16, r=3, postnet=8, prenet=8, attention=8)
-    for claim in (
-        bench.training(torch.device("cpu"), config),
-        bench.speaking(torch.device("cpu"), config),
-    ):
+    for claim in (bench.training(torch.device("cpu"), config), bench.speaking(torch.device("cpu"), config)):
         assert claim.stock == claim.ours == 18
     assert len(runs) == 4
     stock = bench.stock_tacotron(config, 9)

@@ -43,9 +43,7 @@ def worker(tmp_path, trials, pause):
     script = tmp_path / "worker.py"
     script.write_text(textwrap.dedent(WORKER))
     command = [sys.executable, str(script), str(tmp_path / "s.journal"), str(tmp_path / "log")]
-    return subprocess.Popen(
-        [*command, str(trials), str(pause)], env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+    return subprocess.Popen([*command, str(trials), str(pause)], env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def wait_for(path, lines, seconds=60):
@@ -94,10 +92,7 @@ def test_two_workers_share_a_study_and_repeat_nothing(tmp_path):
 def test_a_search_repeats_itself_with_its_seed(tmp_path):
     def run(name, seed):
         study = tuning.search(
-            tmp_path / f"{name}.journal",
-            lambda t: -((t.suggest_float("x", 0, 1) - 0.3) ** 2),
-            12,
-            seed=seed,
+            tmp_path / f"{name}.journal", lambda t: -((t.suggest_float("x", 0, 1) - 0.3) ** 2), 12, seed=seed
         )
         return [t.params["x"] for t in search.finished(study)]
 
@@ -129,9 +124,7 @@ def test_an_unknown_error_ends_the_worker(tmp_path):
 
 def test_a_study_of_other_code_is_not_joined(tmp_path):
     def run(code):
-        return tuning.search(
-            tmp_path / "s.journal", lambda t: t.suggest_float("x", 0, 1), 2, code=code
-        )
+        return tuning.search(tmp_path / "s.journal", lambda t: t.suggest_float("x", 0, 1), 2, code=code)
 
     assert len(run("aaaa").get_trials()) == 2
     run("aaaa")

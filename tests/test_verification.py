@@ -261,9 +261,7 @@ def test_calibration_of_parted_scores_stays_finite():
 def test_identification_names_the_nearest_mean():
     eye = torch.eye(4)
     speakers = [s for s in "abcd" for _ in range(5)]
-    x = eye.repeat_interleave(5, 0) + 0.01 * torch.randn(
-        20, 4, generator=torch.Generator().manual_seed(0)
-    )
+    x = eye.repeat_interleave(5, 0) + 0.01 * torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
     found = identify(x, speakers, enrol=3)
     assert found.accuracy == 1
     assert len(found.items) == 8

@@ -190,9 +190,7 @@ def test_small_weights_saved_and_loaded_again(tmp_path):
     day09_pretrain.save_wav2vec2(tmp_path / "b.safetensors", recogniser, {})
     close = load_recogniser(tmp_path / "b.safetensors", mask_time_prob=0.3)
     assert close.config.mask_time_prob == 0.3
-    torch.testing.assert_close(
-        logits_of(close, some), logits_of(recogniser, some), atol=0.02, rtol=0.02
-    )
+    torch.testing.assert_close(logits_of(close, some), logits_of(recogniser, some), atol=0.02, rtol=0.02)
     day09_pretrain.save_wav2vec2(tmp_path / "c.safetensors", tiny(mask_time_prob=0.0), {})
     masked = load_recogniser(tmp_path / "c.safetensors", mask_time_prob=0.3)
     assert masked.model.wav2vec2.masked_spec_embed.shape == (32,)  # a new one
@@ -327,9 +325,7 @@ def test_a_sound_shorter_than_a_frame_is_refused_and_a_long_one_cut(monkeypatch)
         CTCDataset(short, recogniser)
     lengths = []
     forward = recogniser.forward
-    monkeypatch.setattr(
-        recogniser, "forward", lambda x, n: lengths.append(x.shape[1]) or forward(x, n)
-    )
+    monkeypatch.setattr(recogniser, "forward", lambda x, n: lengths.append(x.shape[1]) or forward(x, n))
     wave = torch.randn(40 * 16_000, generator=torch.Generator().manual_seed(0))
     wave[24 * 16_000 : 24 * 16_000 + 4800] = 0
     assert isinstance(transcribe(recogniser, wave), str)
@@ -371,9 +367,7 @@ def test_two_clips_are_learned_by_heart():
     some = spoken("AB CA", "CB", letter=0.06)
     recogniser = tiny(mask_time_prob=0.0, **CALM)
     settings = FineTuning(epochs=300, batch_size=2, lr=5e-3, frozen=False, scheduler="constant")
-    history = fine_tune(
-        recogniser, some, some, settings, bar=False, stop=lambda e: e["val_wer"] == 0
-    )
+    history = fine_tune(recogniser, some, some, settings, bar=False, stop=lambda e: e["val_wer"] == 0)
     last = history.epochs[-1]
     assert last["val_wer"] == last["val_cer"] == 0
     assert last["decoded"] == "AB CA → AB CA / CB → CB"
@@ -406,9 +400,7 @@ def test_a_cached_encoder_trains_the_same_network():
     plain, history = trained()
     kept, history_kept = trained(replace(SOME, cached=True))
     torch.testing.assert_close(weights(kept), weights(plain), atol=1e-5, rtol=1e-4)
-    assert history_kept.column("train_loss") == pytest.approx(
-        history.column("train_loss"), rel=1e-4
-    )
+    assert history_kept.column("train_loss") == pytest.approx(history.column("train_loss"), rel=1e-4)
     start = tiny(**CALM)
     before = start.model.wav2vec2.feature_extractor.state_dict()
     for name, weight in plain.model.wav2vec2.feature_extractor.state_dict().items():

@@ -24,9 +24,7 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--profile", choices=PROFILES, default="quick")
     run.add_argument("--resume", action="store_true", help="after a kill: skip finished runs")
-    run.add_argument(
-        "--at-once", type=int, metavar="N", help="notebooks at a time: 2 in quick, else 1"
-    )
+    run.add_argument("--at-once", type=int, metavar="N", help="notebooks at a time: 2 in quick, else 1")
 
     fetch = command("fetch", "get data sets: resumes, verifies, unpacks safely")
     fetch.add_argument("names", nargs="*", metavar="SET", help="names of data sets, e.g. mnist")
@@ -35,21 +33,15 @@ def parser() -> argparse.ArgumentParser:
     command("doctor", "is everything here? OK or FAIL, with the fix")
 
     summary = command("summary", "put the figures of the CSVs into README and notes")
-    summary.add_argument(
-        "--check", action="store_true", help="change nothing, fail on a difference"
-    )
+    summary.add_argument("--check", action="store_true", help="change nothing, fail on a difference")
 
     new = command("new", "a project of your own from one of Day 15's templates")
     new.add_argument("name", help="e.g. day3_speech_commands")
     new.add_argument("to", help="a folder that is new or empty")
-    new.add_argument(
-        "--run", action="store_true", help="and execute it there, in the quick profile"
-    )
+    new.add_argument("--run", action="store_true", help="and execute it there, in the quick profile")
 
     ask = command("ask", "a finished model answers about your recording")
-    ask.add_argument(
-        "kind", choices=KINDS, help="; ".join(f"{k}: {v[2]}" for k, v in KINDS.items())
-    )
+    ask.add_argument("kind", choices=KINDS, help="; ".join(f"{k}: {v[2]}" for k, v in KINDS.items()))
     ask.add_argument("files", nargs="+", metavar="FILE")
 
     checkin = command("checkin", "what a day's folder still lacks, and the git commands")

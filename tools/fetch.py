@@ -18,7 +18,5 @@ def fetch(names: list[str], day: int | None = None) -> int:
             print(f"{name}: {size:,.0f} MB, days {days.using(name)}, {source.licence}: {state}")
     for name in dict.fromkeys(wanted):
         sources.fetch(name)
-        print(
-            f"{name}: {sources.identify(name)} in {sources.data_root() / catalogue.source(name).folder}"
-        )
+        print(f"{name}: {sources.identify(name)} in {sources.data_root() / catalogue.source(name).folder}")
     return 0

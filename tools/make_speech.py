@@ -46,12 +46,7 @@ def espeak(voice: str, pitch: int, tempo: float) -> tuple[str, Command]:
 
 def voices() -> list[tuple[str, Command]]:
     """54 voices, in an order that mixes programs, sexes and accents."""
-    hertz = {
-        "rms": (75, 95, 120),
-        "awb": (95, 120, 145),
-        "kal16": (80, 105, 130),
-        "slt": (150, 180, 215),
-    }
+    hertz = {"rms": (75, 95, 120), "awb": (95, 120, 145), "kal16": (80, 105, 130), "slt": (150, 180, 215)}
     tempos = (0.92, 1.0, 1.1)
     mixed = [flite(v, f, t) for v, fs in hertz.items() for f, t in zip(fs, tempos, strict=True)]
     accents = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-gb-x-gbclan")

@@ -49,9 +49,7 @@ def headline(day: days.Day, found: list[results.Row], language: str = "en") -> s
     if found and "profile" not in found[0]:  # Day 15: a table of the others
         return say("rows", language, len(found))
     heads = [r for r in found if (r["role"], r["profile"]) == ("headline", "study")]
-    sets = [
-        r["dataset"] for r in heads if r.get(day.metric)
-    ]  # a training run may have no such metric
+    sets = [r["dataset"] for r in heads if r.get(day.metric)]  # a training run may have no such metric
     if not sets:
         return say("run", language)
     metric = METRICS[day.metric][language == "zh"]
@@ -161,8 +159,6 @@ def page(day: days.Day) -> str:
             f"Result (study profile): {said}.",
             f"Run it: `{fetch}make day DAY={day.number} PROFILE=study`; "
             f"without data or network: `make day DAY={day.number} PROFILE=quick`.",
-            " · ".join(
-                [*neighbours(day, "README.md"), "[all days](../README.md#the-fifteen-days)"]
-            ),
+            " · ".join([*neighbours(day, "README.md"), "[all days](../README.md#the-fifteen-days)"]),
         ]
     )

@@ -36,9 +36,7 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(r) + " |" for r in body)])
 
 
-def table(
-    found: Sequence[Row], *columns: str, sort: str | None = None, largest: bool = True
-) -> str:
+def table(found: Sequence[Row], *columns: str, sort: str | None = None, largest: bool = True) -> str:
     """Rows as a Markdown table of these columns; accuracies as percentages."""
     if sort:
         found = sorted(found, key=lambda r: float(r[sort] or "nan"), reverse=largest)

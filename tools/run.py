@@ -33,9 +33,7 @@ class Outcome:
     error: str = ""
 
 
-def run(
-    numbers: list[int] | None, profile: str, resume: bool = False, at_once: int | None = None
-) -> int:
+def run(numbers: list[int] | None, profile: str, resume: bool = False, at_once: int | None = None) -> int:
     """Execute the notebooks of `numbers` (all that exist by default); 0 when all went through.
 
     A day that fails does not stop the others. quick: into `runs/quick/`. study: the executed

@@ -19,11 +19,7 @@ def pick_device(name: str | None = None) -> torch.device:
     a slower one.
     """
     wish = name or os.environ.get("STUDY_DEVICE")
-    have = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if not wish:
         return torch.device(next(kind for kind, there in have.items() if there))
     kind = wish.split(":")[0]

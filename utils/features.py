@@ -45,9 +45,7 @@ def read_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
     return to_mono(torch.from_numpy(samples.T), rate, sample_rate, path.name)
 
 
-def to_mono(
-    wave: Tensor | np.ndarray, rate: int, sample_rate: int = SAMPLE_RATE, name: str = ""
-) -> Tensor:
+def to_mono(wave: Tensor | np.ndarray, rate: int, sample_rate: int = SAMPLE_RATE, name: str = "") -> Tensor:
     """A wave `(time,)` or `(channels, time)` as checked mono float32 `(time,)` at `sample_rate` Hz.
 
     Integers are scaled by their type's range. Raises AudioError for no samples, NaN or infinity,
@@ -136,14 +134,10 @@ class Spectrogram(nn.Module):
     enough: twice as fast as `torch.stft` on a CPU. Raises ValueError for lengths that do not fit.
     """
 
-    def __init__(
-        self, n_fft: int = 512, window: int = 400, hop: int = 160, centre: bool = True
-    ) -> None:
+    def __init__(self, n_fft: int = 512, window: int = 400, hop: int = 160, centre: bool = True) -> None:
         super().__init__()
         if not 0 < hop <= window <= n_fft:
-            raise ValueError(
-                f"0 < hop <= window <= n_fft is necessary, not {hop}, {window}, {n_fft}"
-            )
+            raise ValueError(f"0 < hop <= window <= n_fft is necessary, not {hop}, {window}, {n_fft}")
         self.n_fft, self.window, self.hop, self.centre = n_fft, window, hop, centre
         left = (n_fft - window) // 2
         hann = F.pad(torch.hann_window(window), (left, n_fft - window - left))

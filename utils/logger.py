@@ -86,9 +86,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(f)]
 
 
-def update_table(
-    path: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[str], replace: str
-) -> None:
+def update_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[str], replace: str) -> None:
     """Replace the rows of the run `replace` by `rows` (appended if there are none); the others stay in order.
 
     Locked against other processes, and atomic. Columns that are only in the file stay. Raises LogError when the
@@ -175,9 +173,7 @@ class RunLogger:
         self.columns = [c for c in columns if c not in LEADING_COLUMNS + TRAILING_COLUMNS]
         self.folder = folder or self.day.output(profile)
         if profile != "quick" and dataset.startswith("sample"):
-            raise LogError(
-                "Results of the bundled sample are never published: use PROFILE = 'quick'."
-            )
+            raise LogError("Results of the bundled sample are never published: use PROFILE = 'quick'.")
         self.commit = code_commit(self.day.folder)
         self.headlines: set[str] = set()
 
@@ -245,9 +241,7 @@ class RunLogger:
 class Run:
     """One run. Leaving its `with` block writes its row."""
 
-    def __init__(
-        self, log: RunLogger, role: str, seed: int, note: str, config: dict[str, Any]
-    ) -> None:
+    def __init__(self, log: RunLogger, role: str, seed: int, note: str, config: dict[str, Any]) -> None:
         self.log, self.role, self.seed, self.note, self.config = (log, role, seed, note, config)
         self.id = run_id(log.profile, log.dataset, seed, config)
         self.folder = days.runs(log.profile, log.day.name, self.id)
@@ -270,9 +264,7 @@ class Run:
         from torch.utils.tensorboard import SummaryWriter
 
         if self.folder.exists() and not self.checkpoint.exists():
-            shutil.rmtree(
-                self.folder
-            )  # of an earlier run of this configuration: one curve, not two
+            shutil.rmtree(self.folder)  # of an earlier run of this configuration: one curve, not two
         self._writer = SummaryWriter(str(self.folder))
         self._wandb = self._start_wandb()
         self._start = time.perf_counter()

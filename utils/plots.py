@@ -86,11 +86,7 @@ def spaced(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def image_grid(
-    images: Sequence,
-    titles: Sequence[str],
-    columns: int = 8,
-    cmap: str = "gray_r",
-    size: float = 1.25,
+    images: Sequence, titles: Sequence[str], columns: int = 8, cmap: str = "gray_r", size: float = 1.25
 ) -> Figure:
     """A grid of small images, each `(height, width)` or `(height, width, 3)`, with a title above."""
     rows = -(-len(images) // columns)

@@ -125,9 +125,7 @@ def fit(
                 run.log_steps(epoch * len(batches), numbers)
             mean = {k: sum(v) / len(v) for k, v in numbers.items()}
             if not mean["loss"] < float("inf"):
-                raise Diverged(
-                    f"the loss is {mean['loss']} in epoch {epoch + 1}: learning rate too large?"
-                )
+                raise Diverged(f"the loss is {mean['loss']} in epoch {epoch + 1}: learning rate too large?")
             entry = {"epoch": epoch + 1, "train_loss": mean["loss"], "grad_norm": mean["grad_norm"]}
             entry |= {"lr": numbers["lr"][-1], "seconds": round(seconds, 3)}
             entry |= {f"val_{k}": v for k, v in validate(model).items()} if validate else {}
@@ -138,9 +136,7 @@ def fit(
                 save_checkpoint(checkpoint, model, optimizer, scheduler, history)
             if stop and stop(entry):
                 break
-            shown.set_postfix_str(
-                ", ".join(f"{k} {v:.4g}" for k, v in entry.items() if k != "epoch")
-            )
+            shown.set_postfix_str(", ".join(f"{k} {v:.4g}" for k, v in entry.items() if k != "epoch"))
     if checkpoint and not keep:
         checkpoint.unlink(missing_ok=True)
     return history
@@ -212,11 +208,7 @@ def as_epoch_kwargs(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resume(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: Any,
-    run: Run | None = None,
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, run: Run | None = None
 ) -> tuple[History, int]:
     """Load a checkpoint; returns the history and the number of finished epochs, which `run` logs again.
 

@@ -57,9 +57,7 @@ def study_path(day: int, profile: str, name: str = "tpe") -> Path:
     return days.runs(profile, days.get(day).name, f"{name}.journal")
 
 
-def suggest(
-    trial: Trial, space: Mapping[str, BaseDistribution], sgd_factor: float = 1.0
-) -> dict[str, Any]:
+def suggest(trial: Trial, space: Mapping[str, BaseDistribution], sgd_factor: float = 1.0) -> dict[str, Any]:
     """What a trial draws from the space; floats have four significant digits, so that a row is exact.
 
     `sgd_factor` multiplies the learning rates (`lr`, `..._lr`) of trials whose optimizer is SGD.

@@ -82,9 +82,7 @@ class Vocabulary:
                 if any(normalise_text(c) in number or not normalise_text(c) for c in unknown)
                 else "write numbers as words, and leave other scripts out"
             )
-            raise ValueError(
-                f"{' '.join(unknown)!r} in {text[:60]!r} is not in the vocabulary: {hint}."
-            )
+            raise ValueError(f"{' '.join(unknown)!r} in {text[:60]!r} is not in the vocabulary: {hint}.")
         return [number[c] for c in letters]
 
     def decode(self, numbers: Iterable[int]) -> str:
@@ -111,9 +109,7 @@ def frames_needed(numbers: Sequence[int]) -> int:
 
 def blank_fraction(logits: Tensor, frames: Tensor, blank: int) -> float:
     """Fraction of the frames whose likeliest symbol is the blank; padding does not count."""
-    inside = (
-        torch.arange(logits.shape[1], device=logits.device) < frames[:, None]
-    )  # (batch, frames)
+    inside = torch.arange(logits.shape[1], device=logits.device) < frames[:, None]  # (batch, frames)
     return (logits.argmax(-1) == blank)[inside].double().mean().item()
 
 
@@ -364,7 +360,9 @@ class Errors:
         return max(0.0, 1.0 - self.wer)
 
     def __str__(self) -> str:
-        kinds = f"{self.substitutions} substitutions, {self.deletions} deletions, {self.insertions} insertions"
+        kinds = (
+            f"{self.substitutions} substitutions, {self.deletions} deletions, {self.insertions} insertions"
+        )
         return f"WER {self.wer:.4f}, CER {self.cer:.4f}: {kinds}, {self.words} words"
 
 
@@ -405,10 +403,7 @@ def wer_interval(
 
 
 def wer_difference(
-    references: Sequence[str],
-    first: Sequence[str],
-    second: Sequence[str],
-    groups: Sequence | None = None,
+    references: Sequence[str], first: Sequence[str], second: Sequence[str], groups: Sequence | None = None
 ) -> Difference:
     """WER of `first` minus that of `second` on the same utterances, with its 95 % interval."""
     a, words = word_errors(references, first)
@@ -460,8 +455,7 @@ def transcripts_html(references: Sequence[str], outputs: Sequence[str]) -> str:
     """A table of references, outputs, and both aligned, with each error marked by colour and sign."""
     references, outputs = _checked(references, outputs)
     rows = "".join(
-        f"<tr><td>{html.escape(ref)}</td><td>{html.escape(out)}</td>"
-        f"<td>{alignment_html(ref, out)}</td></tr>"
+        f"<tr><td>{html.escape(ref)}</td><td>{html.escape(out)}</td><td>{alignment_html(ref, out)}</td></tr>"
         for ref, out in zip(references, outputs, strict=True)
     )
     head = "<tr><th>reference</th><th>output</th><th>errors</th></tr>"
@@ -518,10 +512,7 @@ class Batch:
 
 
 def collate(
-    utterances: Utterances,
-    numbers: Sequence[int],
-    vocabulary: Vocabulary,
-    device: torch.device | None = None,
+    utterances: Utterances, numbers: Sequence[int], vocabulary: Vocabulary, device: torch.device | None = None
 ) -> Batch:
     """These utterances as a batch, with the waves normalised.
 

@@ -46,9 +46,7 @@ class SERes2Block(nn.Module):
         super().__init__()
         width = channels // scale
         self.before = conv_block(channels, channels, 1)
-        self.branches = nn.ModuleList(
-            conv_block(width, width, 3, dilation) for _ in range(scale - 1)
-        )
+        self.branches = nn.ModuleList(conv_block(width, width, 3, dilation) for _ in range(scale - 1))
         self.after = conv_block(channels, channels, 1)
         self.gate = nn.Sequential(
             nn.Linear(channels, squeeze), nn.ReLU(), nn.Linear(squeeze, channels), nn.Sigmoid()
@@ -107,9 +105,7 @@ class SpeakerNet(Embedder):
         self.blocks = nn.ModuleList(SERes2Block(channels, d) for d in (2, 3, 4))
         self.join = conv_block(3 * channels, pooled, 1)
         self.pool = AttentiveStatistics(pooled)
-        self.head = nn.Sequential(
-            nn.BatchNorm1d(2 * pooled), nn.Linear(2 * pooled, dim), nn.BatchNorm1d(dim)
-        )
+        self.head = nn.Sequential(nn.BatchNorm1d(2 * pooled), nn.Linear(2 * pooled, dim), nn.BatchNorm1d(dim))
 
     def forward(self, wave: Tensor) -> Tensor:
         features = self.front_end(as_float(wave))  # (batch, 80, frames)
@@ -144,9 +140,7 @@ class SpeakerClassifier(nn.Module):
             return unit @ F.normalize(self.class_weights, dim=1).T
 
 
-def aam_softmax(
-    cosines: Tensor, labels: Tensor, margin: float = 0.2, scale: float = 30.0
-) -> Tensor:
+def aam_softmax(cosines: Tensor, labels: Tensor, margin: float = 0.2, scale: float = 30.0) -> Tensor:
     """Additive angular margin loss (ArcFace, Deng et al., 2019, arXiv:1801.07698): a scalar.
 
     `cosines` `(batch, speakers)` are those between embeddings and class weights. `margin` (radians) is added to
@@ -209,9 +203,7 @@ class RandomSegments:
             # a long utterance is cut inside; a short one starts anywhere and is repeated
             room = torch.where(length >= self.crop, length - self.crop + 1, length)
             offset = (torch.rand(size, generator=generator, dtype=torch.float64) * room).long()
-            start, length, offset = (
-                v.to(device)[:, None] for v in (self.starts[drawn], length, offset)
-            )
+            start, length, offset = (v.to(device)[:, None] for v in (self.starts[drawn], length, offset))
             x = samples[start + (offset + step) % length]  # (batch, crop)
             x = change(x, generator) if change else as_float(x)
             yield x, self.labels[drawn].to(device)
@@ -256,9 +248,7 @@ def voice_augmentation(
     return change
 
 
-def validation_eer(
-    encoder: Embedder, waves: Sequence[Tensor], speakers: Sequence[str]
-) -> dict[str, float]:
+def validation_eer(encoder: Embedder, waves: Sequence[Tensor], speakers: Sequence[str]) -> dict[str, float]:
     """`{"eer", "similarity"}` over all pairs of these utterances: EER, mean cosine of same-speaker trials."""
     pairs, same = all_pairs(speakers)
     scores = cosine_scores(encoder.embed(waves), pairs)
@@ -321,9 +311,7 @@ SPEEDS = (1.0, 0.9, 1.1)
 """A voice played at another speed counts as another speaker (Yamamoto et al., 2019): pitch and formants move."""
 
 
-def training_voices(
-    profile: str, corpus: SpeechCorpus, speeds: Sequence[float] = SPEEDS
-) -> PackedSpeech:
+def training_voices(profile: str, corpus: SpeechCorpus, speeds: Sequence[float] = SPEEDS) -> PackedSpeech:
     """The training speech: LibriSpeech's and Speech Commands' training splits, each at all `speeds`.
 
     In quick the voices of the bundled sentences and words.
@@ -348,9 +336,7 @@ def training_voices(
     return PackedSpeech(torch.cat(waves), starts, lengths, speakers, f"{corpus.name}+{words.name}")
 
 
-def waves_per_speaker(
-    part: Utterances, n: int, seconds: float = 4.0
-) -> tuple[list[Tensor], list[str]]:
+def waves_per_speaker(part: Utterances, n: int, seconds: float = 4.0) -> tuple[list[Tensor], list[str]]:
     """The first `n` utterances of each speaker, cut to `seconds`, and their speakers: to validate with."""
     chosen = part.first_n_per_speaker(n)
     waves = [part.sound(i)[: round(seconds * SAMPLE_RATE)] for i in chosen]
@@ -362,9 +348,7 @@ def weights_name(profile: str, seed: int) -> str:
     return f"speaker_net_{'full_' * (profile == 'full')}{seed}.safetensors"
 
 
-def load_speaker_net(
-    seed: int = 0, device: torch.device | str = "cpu", profile: str = "study"
-) -> SpeakerNet:
+def load_speaker_net(seed: int = 0, device: torch.device | str = "cpu", profile: str = "study") -> SpeakerNet:
     """Day 13's shipped encoder on `device`, in evaluation mode.
 
     `profile` says by which profile it was trained: study on a CPU, full on a GPU. Raises FileNotFoundError

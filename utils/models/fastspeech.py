@@ -69,14 +69,7 @@ class Blocks(nn.Module):
     """A linear layer, `n` ConvNeXt blocks and a linear layer: `(batch, time, inputs)` to `(..., outputs)`."""
 
     def __init__(
-        self,
-        inputs: int,
-        width: int,
-        hidden: int,
-        outputs: int,
-        n: int,
-        kernel: int,
-        dropout: float,
+        self, inputs: int, width: int, hidden: int, outputs: int, n: int, kernel: int, dropout: float
     ) -> None:
         super().__init__()
         self.enter = nn.Linear(inputs, width)

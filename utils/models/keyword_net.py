@@ -82,9 +82,7 @@ class KeywordNet(nn.Module):
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
-def augmentation(
-    noises: Mapping[str, Tensor], strength: float = 1.0, noisy: float = 0.3
-) -> Augment:
+def augmentation(noises: Mapping[str, Tensor], strength: float = 1.0, noisy: float = 0.3) -> Augment:
     """Augmentation by speed, shift, microphone and noise on a whole batch; `strength` 0 changes nothing.
 
     At strength 1: speed by up to 15 %, shift by up to 100 ms, another microphone (see

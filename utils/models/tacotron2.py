@@ -132,9 +132,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
 class ConvNorm(nn.Module):
     """Convolution over 5 positions, masked batch norm, activation, dropout; padding stays 0."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, activation: nn.Module, dropout: float
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, activation: nn.Module, dropout: float) -> None:
         super().__init__()
         self.conv = nn.Conv1d(in_channels, out_channels, 5, padding=2, bias=False)
         self.norm = MaskedBatchNorm(out_channels)
@@ -155,9 +153,7 @@ class Encoder(nn.Module):
         super().__init__()
         size = config.encoder
         self.embedding = nn.Embedding(config.symbols, size, padding_idx=0)
-        self.convs = nn.ModuleList(
-            ConvNorm(size, size, nn.ReLU(), config.dropout) for _ in range(3)
-        )
+        self.convs = nn.ModuleList(ConvNorm(size, size, nn.ReLU(), config.dropout) for _ in range(3))
         self.forwards = nn.LSTM(size, size // 2, batch_first=True)
         self.backwards = nn.LSTM(size, size - size // 2, batch_first=True)
 
@@ -273,9 +269,7 @@ class Postnet(nn.Module):
 def accept_old_names(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Hook of `load_state_dict`: the shipped weights have the layer names of the first edition."""
     for key in [k for k in state if k.startswith(prefix)]:
-        new = key.replace("to_stop.", "gate.").replace(
-            "attention.place.", "attention.location_conv."
-        )
+        new = key.replace("to_stop.", "gate.").replace("attention.place.", "attention.location_conv.")
         state[new] = state.pop(key)
 
 
@@ -322,18 +316,14 @@ class Tacotron2(nn.Module):
         )
         return self._look(state._replace(hidden=hidden, cell=cell), memory, keys, mask)
 
-    def _look(
-        self, state: DecoderState, memory: Tensor, keys: Tensor, mask: Tensor
-    ) -> DecoderState:
+    def _look(self, state: DecoderState, memory: Tensor, keys: Tensor, mask: Tensor) -> DecoderState:
         """The second half of a step: new attention weights, and the context that they select."""
         weights = self.attention(state.hidden, keys, mask, state.weights, state.cumulative)
         context = torch.bmm(weights[:, None].to(memory.dtype), memory).squeeze(1)
         cumulative = state.cumulative + weights
         return DecoderState(state.hidden, state.cell, context, weights, cumulative)
 
-    def attend_all(
-        self, frames: Tensor, memory: Tensor, keys: Tensor, mask: Tensor
-    ) -> list[DecoderState]:
+    def attend_all(self, frames: Tensor, memory: Tensor, keys: Tensor, mask: Tensor) -> list[DecoderState]:
         """`attend` over all frames `(batch, steps, prenet)`, with the product over the frames before the loop."""
         rnn, width = self.attention_rnn, self.config.prenet
         gates = F.linear(frames, rnn.weight_ih[:, :width], rnn.bias_ih + rnn.bias_hh)
@@ -490,9 +480,7 @@ def guided_attention_loss(
 
 
 @torch.no_grad()
-def diagonality(
-    alignment: Tensor, text_lengths: Tensor, steps: Tensor, band: float = 0.2
-) -> Tensor:
+def diagonality(alignment: Tensor, text_lengths: Tensor, steps: Tensor, band: float = 0.2) -> Tensor:
     """How sharp and how diagonal the attention is, 0 to 1 for each item `(batch,)`.
 
     Mean over the steps with speech of the weight on the letter with the largest weight and its two neighbours,
@@ -541,12 +529,7 @@ class TacotronLoss(nn.Module):
     """
 
     def __init__(
-        self,
-        model: Tacotron2,
-        guided: float = 1.0,
-        stop: float = 0.5,
-        own: float = 0.0,
-        drop: float = 0.0,
+        self, model: Tacotron2, guided: float = 1.0, stop: float = 0.5, own: float = 0.0, drop: float = 0.0
     ) -> None:
         super().__init__()
         self.model, self.guided, self.stop = model, guided, stop
@@ -577,9 +560,7 @@ class TacotronLoss(nn.Module):
         return self.parts(batch)[1]["total"]
 
 
-def steps_to_alignment(
-    steps: list[int], scores: list[float], threshold: float = ALIGNED
-) -> int | None:
+def steps_to_alignment(steps: list[int], scores: list[float], threshold: float = ALIGNED) -> int | None:
     """The training step from which the diagonality `scores` stay at `threshold` or above; None if they never do.
 
     `steps` are those of the validations, in order.

@@ -30,15 +30,7 @@ from ..speech.pack import to_int16
 from ..training import Batches, History, fit
 from .fastspeech import FastSpeech
 from .ge2e import pretrained_dvector
-from .tacotron2 import (
-    TAIL,
-    SynthesisOutput,
-    Tacotron2,
-    TacotronLoss,
-    TextBatch,
-    diagonality,
-    speech_steps,
-)
+from .tacotron2 import TAIL, SynthesisOutput, Tacotron2, TacotronLoss, TextBatch, diagonality, speech_steps
 from .tts_mel import SILENCE, SynthesisMel, trim_silence
 from .tts_text import TextError, encode, encode_batch
 
@@ -97,9 +89,7 @@ class TTSDataset:
         tensors = {name: getattr(self, name).to(device) for name in TextBatch._fields}
         return replace(self, **tensors)
 
-    def batch(
-        self, index: Tensor | Sequence[int], r: int, frames: int = 0, letters: int = 0
-    ) -> TextBatch:
+    def batch(self, index: Tensor | Sequence[int], r: int, frames: int = 0, letters: int = 0) -> TextBatch:
         """A batch of sentences, with the silence in which a model of reduction factor `r` learns to stop.
 
         Padded to `frames` and `letters`, by default to the longest sentence.
@@ -120,11 +110,7 @@ def frames_with_tail(frames: int, r: int) -> int:
 
 
 def prepare(
-    waves: Sequence[Tensor],
-    texts: Sequence[str],
-    d_vectors: Tensor,
-    mel: SynthesisMel,
-    longest: float = 8.0,
+    waves: Sequence[Tensor], texts: Sequence[str], d_vectors: Tensor, mel: SynthesisMel, longest: float = 8.0
 ) -> TTSDataset:
     """Utterances as training data: trimmed, equal in level, with mel and symbols computed once.
 
@@ -158,10 +144,7 @@ def prepare(
 
 
 def speaker_vectors(
-    waves: Sequence[Tensor],
-    speakers: Sequence[str],
-    embed: Callable[[list[Tensor]], Tensor],
-    most: int = 10,
+    waves: Sequence[Tensor], speakers: Sequence[str], embed: Callable[[list[Tensor]], Tensor], most: int = 10
 ) -> Tensor:
     """The d-vector of its speaker for each utterance, `(n, d)`, of length 1.
 
@@ -205,8 +188,7 @@ class LengthBatches:
                 f"{self.batch_size}: use fewer buckets or smaller batches"
             )
         self.shapes = [
-            (frames_with_tail(int(lengths[g].max()), self.r), int(letters[g].max()))
-            for g in self.groups
+            (frames_with_tail(int(lengths[g].max()), self.r), int(letters[g].max())) for g in self.groups
         ]
         self.steps = self.steps or sum(len(g) // self.batch_size for g in self.groups)
 
@@ -400,12 +382,7 @@ class AlignmentMonitor:
 
 
 def speak(
-    model: Tacotron2 | FastSpeech,
-    texts: Sequence[str],
-    d_vectors: Tensor,
-    *,
-    seed: int = 0,
-    **how: Any,
+    model: Tacotron2 | FastSpeech, texts: Sequence[str], d_vectors: Tensor, *, seed: int = 0, **how: Any
 ) -> SynthesisOutput:
     """Speak texts in the voices of `d_vectors` `(texts, 256)` or `(256,)`; the same seed gives the same speech.
 

@@ -87,9 +87,7 @@ class SynthesisMel(nn.Module):
         return power.sqrt()
 
     @torch.no_grad()
-    def griffin_lim(
-        self, mel: Tensor, iterations: int = 60, momentum: float = 0.99, seed: int = 0
-    ) -> Tensor:
+    def griffin_lim(self, mel: Tensor, iterations: int = 60, momentum: float = 0.99, seed: int = 0) -> Tensor:
         """Sound `(batch, (frames - 1) * hop)` of a normalised log-mel `(batch, n_mels, frames)`.
 
         The phase starts at random (from `seed`, the same on every device) and is made consistent by `iterations`
@@ -143,9 +141,7 @@ def speech_bounds(
     return max(0, first), min(len(wave), max(last, first + 1))
 
 
-def trim_silence(
-    wave: Tensor, sample_rate: int, top_db: float = 35.0, margin: float = 0.03
-) -> Tensor:
+def trim_silence(wave: Tensor, sample_rate: int, top_db: float = 35.0, margin: float = 0.03) -> Tensor:
     """The wave `(time,)` without the silence before and after its speech (see `speech_bounds`).
 
     Untrimmed starts keep a Tacotron from aligning: no letter belongs to the silence.

@@ -172,9 +172,7 @@ def expand_text(text: str) -> str:
     plain = re.sub(r"([,;:])(?:\s*[,;:])+", r"\1", plain)
     plain = re.sub(r"[,;:](?=[.!?])", "", plain).strip(" ,;:-")
     if not any(c.isalpha() for c in plain):
-        raise TextError(
-            "There is nothing to speak: the text is empty or contains no word. Write a sentence."
-        )
+        raise TextError("There is nothing to speak: the text is empty or contains no word. Write a sentence.")
     return plain
 
 

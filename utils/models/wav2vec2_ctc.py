@@ -144,9 +144,7 @@ def draw_time_masks(counts: Sequence[int], width: int, config: Wav2Vec2Config) -
     return torch.from_numpy(masks)
 
 
-def make_processor(
-    vocabulary: Vocabulary, config: Wav2Vec2Config | None = None
-) -> Wav2Vec2Processor:
+def make_processor(vocabulary: Vocabulary, config: Wav2Vec2Config | None = None) -> Wav2Vec2Processor:
     """The tokenizer and the feature extractor that Hugging Face's tools expect beside the weights."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "vocab.json"
@@ -213,9 +211,7 @@ def _load_small(
     missing = [k for k in left.missing_keys if not k.startswith(("lm_head.", mask))]
     unknown = [k for k in left.unexpected_keys if not k.startswith((*heads, mask))]
     if missing or unknown:
-        raise RuntimeError(
-            f"{path.name} is of another network: missing {missing[:3]}, unknown {unknown[:3]}"
-        )
+        raise RuntimeError(f"{path.name} is of another network: missing {missing[:3]}, unknown {unknown[:3]}")
     return model, vocabulary
 
 
@@ -277,18 +273,14 @@ def ctc_losses(
     place = logits.device if logits.is_cuda else torch.device("cpu")
     log_probs = logits.float().log_softmax(-1).transpose(0, 1).to(place)  # (frames, batch, symbols)
     labels, frames, lengths = (t.to(place) for t in (batch.labels, frames, batch.label_lengths))
-    losses = F.ctc_loss(
-        log_probs, labels, frames, lengths, blank, "none", zero_infinity=zero_infinity
-    )
+    losses = F.ctc_loss(log_probs, labels, frames, lengths, blank, "none", zero_infinity=zero_infinity)
     return (losses / lengths.clamp(min=1)).to(logits.device)
 
 
 # --- data sets, evaluation ----------------------------------------------------------------------------
 
 
-def has_enough_frames(
-    utterances: Utterances, config: Wav2Vec2Config, vocabulary: Vocabulary
-) -> np.ndarray:
+def has_enough_frames(utterances: Utterances, config: Wav2Vec2Config, vocabulary: Vocabulary) -> np.ndarray:
     """Which utterances have enough frames for their text, so that CTC can learn them: `(utterances,)`, bool."""
     codes = [vocabulary.encode(ctc.normalise_text(text)) for text in utterances.texts]
     needed = [max(1, ctc.frames_needed(code)) for code in codes]
@@ -304,11 +296,7 @@ class CTCDataset:
     """
 
     def __init__(
-        self,
-        utterances: Utterances,
-        recogniser: Wav2Vec2CTC,
-        cached: bool = False,
-        strict: bool = False,
+        self, utterances: Utterances, recogniser: Wav2Vec2CTC, cached: bool = False, strict: bool = False
     ) -> None:
         ctc.check_rate(utterances.rate)
         config, vocabulary = recogniser.config, recogniser.vocabulary

@@ -33,9 +33,7 @@ def save_weights(path: Path, model: nn.Module, card: Mapping[str, Any], half: bo
         state[name] = tensor.half() if half and tensor.is_floating_point() else tensor.clone()
     size = sum(t.numel() * t.element_size() for t in state.values())
     if size > LIMIT:
-        raise ValueError(
-            f"{path.name} would have {size / 1e6:.0f} MB, {LIMIT / 1e6:.0f} at most: half=True?"
-        )
+        raise ValueError(f"{path.name} would have {size / 1e6:.0f} MB, {LIMIT / 1e6:.0f} at most: half=True?")
     with atomic(path) as scratch:
         save_file(state, scratch)
     text = json.dumps(dict(card), indent=1, ensure_ascii=False, default=str)
@@ -43,9 +41,7 @@ def save_weights(path: Path, model: nn.Module, card: Mapping[str, Any], half: bo
     return path.stat().st_size
 
 
-def training_card(
-    log: RunLogger, history: History, settings: Any, seed: int, **said: Any
-) -> dict[str, Any]:
+def training_card(log: RunLogger, history: History, settings: Any, seed: int, **said: Any) -> dict[str, Any]:
     """The model card of a network: what is `said`, then settings (a dataclass), machine, commit and curve."""
     return said | {
         "seed": seed, "settings": asdict(settings), "seconds": round(history.seconds, 1),

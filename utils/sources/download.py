@@ -182,9 +182,7 @@ def unpack(archive: Path, folder: Path, limit: int) -> None:
 def _is_safe(member: tarfile.TarInfo) -> bool:
     """Whether it is a file or folder whose name stays inside, on Windows too."""
     path = PurePosixPath(member.name.replace("\\", "/"))
-    outside = (
-        not path.parts or path.is_absolute() or ".." in path.parts or path.parts[0].endswith(":")
-    )
+    outside = not path.parts or path.is_absolute() or ".." in path.parts or path.parts[0].endswith(":")
     return (member.isfile() or member.isdir()) and not outside
 
 

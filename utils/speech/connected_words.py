@@ -18,9 +18,7 @@ from .corpora import Clips, SpeechCorpus, Words, committed_lists, loud_pieces, s
 from .pack import Utterances, to_int16
 
 
-def draw_sequences(
-    clips: Clips, count: int, seed: int, words: tuple[int, int] = (3, 6)
-) -> list[list[str]]:
+def draw_sequences(clips: Clips, count: int, seed: int, words: tuple[int, int] = (3, 6)) -> list[list[str]]:
     """`count` sequences of clip names, 3 to 6 each, of one speaker where there are enough clips, else of few.
 
     Speakers are drawn in proportion to their clips. The same seed gives the same sequences.
@@ -127,9 +125,7 @@ def _gap(rng: np.random.Generator, rms: Tensor) -> Tensor:
     return torch.from_numpy(noise) * rms
 
 
-def connected_words(
-    profile: str, train: int | None = None, words: Words | None = None
-) -> SpeechCorpus:
+def connected_words(profile: str, train: int | None = None, words: Words | None = None) -> SpeechCorpus:
     """Spoken words in a row, 3 to 6, no speaker in two parts: the corpus `NAME-connected`.
 
     `train` sequences (by default 2,000; quick 160) are drawn from the training clips. Validation and test are, in

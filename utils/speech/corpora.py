@@ -126,9 +126,7 @@ def committed_lists(stem: str, *parts: str) -> dict[str, list[str]]:
     return {part: read_lines(SPLITS / f"{stem}_{part}.txt") for part in parts}
 
 
-def check_complete(
-    items: Sequence[Item], names: Sequence[str], part: str, folder: Path, day: int
-) -> None:
+def check_complete(items: Sequence[Item], names: Sequence[str], part: str, folder: Path, day: int) -> None:
     """Raise DataError when more than a tenth of a list's recordings is missing."""
     if not items or len(items) < 0.9 * len(names):
         raise DataError(
@@ -308,9 +306,7 @@ def noises(profile: str) -> Noises:
     return Noises(found, *parts)
 
 
-def loud_pieces(
-    wave: torch.Tensor, size: int, under_db: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def loud_pieces(wave: torch.Tensor, size: int, under_db: float) -> tuple[torch.Tensor, torch.Tensor]:
     """A wave `(time,)` in pieces `(pieces, size)`, and which of them are within `under_db` dB of the loudest."""
     pieces = fixed_length(wave, -(-len(wave) // size) * size).view(-1, size)
     level = pieces.square().mean(1)  # (pieces,)

@@ -112,9 +112,7 @@ class Utterances:
         numbers = np.arange(len(self))[np.asarray(which)]
         fields = ("texts", "speakers", "names")
         labels = ([getattr(self, field)[i] for i in numbers] for field in fields)
-        return Utterances(
-            self.samples, self.starts[numbers], self.lengths[numbers], *labels, self.rate
-        )
+        return Utterances(self.samples, self.starts[numbers], self.lengths[numbers], *labels, self.rate)
 
     def first_n_per_speaker(self, n: int) -> list[int]:
         """The numbers of the first `n` utterances of every speaker."""
@@ -177,9 +175,7 @@ def read_pack(folder: Path) -> Utterances:
     return Utterances(samples, starts, lengths, *labels, rate)
 
 
-def pack(
-    target: Path, items: Sequence[Item], sample_rate: int = SAMPLE_RATE, bar: bool = True
-) -> Utterances:
+def pack(target: Path, items: Sequence[Item], sample_rate: int = SAMPLE_RATE, bar: bool = True) -> Utterances:
     """The pack at `target`, written first where there is none of these files (by their names and sizes).
 
     A pack appears whole or not at all; a second process waits. Raises AudioError for a file that
