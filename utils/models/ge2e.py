@@ -91,19 +91,26 @@ class Embedder(nn.Module):
 
     @torch.no_grad()
     def _windows(self, waves: Sequence[Tensor], batch: int) -> list[Tensor]:
-        windows = []
-        for i, wave in enumerate(waves):
-            wave = torch.as_tensor(wave)
-            if wave.ndim != 1 or not len(wave):
-                raise ValueError(f"wave {i} is {tuple(wave.shape)}, not (time,)")
-            windows.append(self.segments(as_float(wave.to(self.device))))
+        """The vectors of each wave's windows; at most one wave's windows and a batch are in memory."""
         was_training = self.training
         self.eval()
         try:
-            vectors = [self.encode(part) for part in torch.cat(windows).split(batch)]
+            vectors, counts, waiting = [], [], []
+            for i, wave in enumerate(waves):
+                wave = torch.as_tensor(wave)
+                if wave.ndim != 1 or not len(wave):
+                    raise ValueError(f"wave {i} is {tuple(wave.shape)}, not (time,)")
+                waiting.append(self.segments(as_float(wave.to(self.device))))
+                counts.append(len(waiting[-1]))
+                ready, last = sum(map(len, waiting)), i == len(waves) - 1
+                if ready >= batch or last:
+                    rows = torch.cat(waiting)
+                    full = ready if last else ready // batch * batch
+                    vectors += [self.encode(part) for part in rows[:full].split(batch)]
+                    waiting = [rows[full:].clone()]  # not a view that keeps all of them
         finally:
             self.train(was_training)
-        return list(torch.cat(vectors).split([len(w) for w in windows]))
+        return list(torch.cat(vectors).split(counts))
 
 
 # --- the pretrained d-vector --------------------------------------------------------------------------
