@@ -13,7 +13,7 @@ PIP_ARGS ?=
 VENV     ?= .venv
 PY        = $(VENV)/bin/python
 
-.PHONY: run test check extras lab day fetch sweep bench summary doctor new checkin container clean help
+.PHONY: run test check extras lab day practice fetch sweep bench summary doctor new checkin container clean help
 
 run: $(VENV)/.installed        ## all days that exist, quick profile, offline, ends with a table
 	@$(PY) -m tools run --profile quick
@@ -28,6 +28,8 @@ lab: $(VENV)/.installed        ## JupyterLab in this folder
 	@$(PY) -m jupyter lab
 day: $(VENV)/.installed        ## one day: make day DAY=2 PROFILE=study
 	@$(PY) -m tools run --days $(DAY) --profile $(PROFILE)
+practice: $(VENV)/.installed   ## a copy of a day's notebook in which you write the core: make practice DAY=3
+	@$(PY) -m tools practice $(DAY)
 fetch: $(VENV)/.installed      ## the data of one day: make fetch DAY=2
 	@$(PY) -m tools fetch --day $(DAY)
 sweep: $(VENV)/.installed      ## a day's search, by several workers: make sweep DAY=8 WORKERS=2
@@ -50,8 +52,8 @@ container:                     ## build the image: make container ENGINE=podman 
 	  buildah) buildah bud $(if $(BASE),--build-arg BASE=$(BASE)) -f containers/Dockerfile -t study:latest $(BUILD) . ;; \
 	  *) $(ENGINE) build $(if $(BASE),--build-arg BASE=$(BASE)) -f containers/Dockerfile -t study:latest $(BUILD) . ;; \
 	esac
-clean:                         ## back to a fresh clone (data/ and .venv stay)
-	@git clean -fdXq --exclude='!/data/' --exclude='!.venv/'
+clean:                         ## back to a fresh clone (data/, .venv and your practice notebooks stay)
+	@git clean -fdXq --exclude='!/data/' --exclude='!.venv/' --exclude='!*_practice.ipynb'
 help:                          ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 15
 

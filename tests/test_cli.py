@@ -304,7 +304,9 @@ def test_rates_are_counted_after_one_call():
 
 def test_makefile_installs_once_and_helps():
     helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
-    made = "run test check extras lab day fetch sweep container bench summary doctor new checkin clean"
+    made = (
+        "run test check extras lab day fetch sweep container bench summary doctor new practice checkin clean"
+    )
     for target in made.split():
         assert f"make {target}" in helped
     if (ROOT / ".venv" / ".installed").exists():

@@ -18,9 +18,15 @@ def test_pictures_are_wide_enough(tmp_path, inches):
     assert [p.name for p in tmp_path.iterdir()] == ["p.png"]
 
 
-def test_a_picture_needs_a_caption():
-    with pytest.raises(ValueError, match="caption"):
-        plots.show(plt.figure(), " ")
+def test_a_figure_is_shown_once_with_its_caption_below(monkeypatch):
+    seen = []
+    monkeypatch.setattr("IPython.display.display", seen.append)
+    figure = plt.figure()
+    plots.show(figure)
+    assert seen == [figure]
+    assert not plt.fignum_exists(figure.number)
+    plots.show(figure, "What to see.")
+    assert seen[2].data == "*What to see.*"
 
 
 @given(st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=12), st.floats(0.01, 0.08))

@@ -335,7 +335,7 @@ def test_a_section_is_filled_by_what_stands_under_its_subheadings(tmp_path, monk
     monkeypatch.setattr(days, "ROOT", tmp_path)
     day = days.get(3)
     day.folder.mkdir()
-    text = "# t\n" + "".join(f"## {s}\n### more\nwords\n" for s in checkin.SECTIONS)
+    text = "# t\n" + "".join(f"## {s.split('|')[0]}\n### more\nwords\n" for s in checkin.SECTIONS)
     path = day.folder / f"{day.name}_notes.md"
     path.write_text(text, encoding="utf-8")
     assert next(checkin.notes(day)).done

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tools import results
+from tools.checkin import SECTIONS
 from tools.summary import summary, texts
 from utils import days
 from utils.metrics import spread
@@ -76,9 +77,8 @@ def test_make_targets_in_the_text_exist(page):
 @pytest.mark.parametrize("day", days.existing(), ids=lambda d: d.name)
 def test_notes_have_their_sections(day):
     body = (day.folder / f"{day.name}_notes.md").read_text(encoding="utf-8")
-    for heading in ("Goal", "Concepts", "What we ran", "Results", "Problems and solutions",
-                    "Container", "Links", "Open questions"):  # fmt: skip
-        assert re.search(rf"^## {heading}", body, re.M), heading
+    for heading in SECTIONS:
+        assert re.search(rf"^## ({heading})", body, re.M), heading
     assert re.search(r"[\u4e00-\u9fff]{10,}", body), "no Chinese summary"
     assert "![](" not in body
     assert f"{day.name}_loss_curve.png)" in body

@@ -47,6 +47,9 @@ def parser() -> argparse.ArgumentParser:
     checkin = command("checkin", "what a day's folder still lacks, and the git commands")
     checkin.add_argument("number", type=int, metavar="N")
 
+    practice = command("practice", "a copy of a day's notebook in which you write the core cells")
+    practice.add_argument("number", type=int, metavar="N")
+
     sweep = command("sweep", "a day's search; stop it, start it again")
     sweep.add_argument("--day", type=int, required=True, metavar="N")
     sweep.add_argument("--profile", choices=PROFILES, default="study")

@@ -16,10 +16,10 @@ from utils import days
 from utils.logger import git, read_table
 
 SECTIONS = (
-    "Goal", "Concepts", "What we ran", "Results", "Problems and solutions", "Container", "Links",
-    "Open questions",
+    "In one minute|Goal", "Concepts", "What we did|What we ran", "Results",
+    "What surprised us|Problems and solutions", "Container", "Links", "What we do not know|Open questions",
 )  # fmt: skip
-"""The headings of a day's notes."""
+"""The headings of a day's notes; one of each pair."""
 LEAST_WIDTH = 1200
 
 
@@ -105,6 +105,6 @@ def notes(day: days.Day) -> Iterator[Item]:
     text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
     sections = dict(re.findall(r"^## +(.+)\n((?:(?!## ).*\n?)*)", text, re.M))
     filled = [k.lower() for k, v in sections.items() if re.sub(r"^#.*", "", v, flags=re.M).strip()]
-    empty = [s for s in SECTIONS if not any(s.lower() in title for title in filled)]
+    empty = [s for s in SECTIONS if not any(re.match(s.lower(), title) for title in filled)]
     what = f"{path.name}: all {len(SECTIONS)} sections filled"
     yield Item(not empty, what, f"still empty: {', '.join(empty)}")

@@ -162,9 +162,9 @@ def quiet_jupyter() -> None:
 
 
 def run_notebook(
-    notebook: Path, output: Path, parameters: Mapping[str, str] | None = None
+    notebook: Path, output: Path, parameters: Mapping[str, str] | None = None, folder: Path | None = None
 ) -> nbformat.NotebookNode:
-    """Execute a notebook in its own folder into another file; what was written there, tidied.
+    """Execute a notebook in its own folder (or `folder`) into another file; what was written there, tidied.
 
     Raises PapermillExecutionError when a cell fails.
     """
@@ -174,7 +174,7 @@ def run_notebook(
         str(notebook),
         str(output),
         parameters=parameters,
-        cwd=str(notebook.parent),
+        cwd=str(folder or notebook.parent),
         kernel_name="python3",
         progress_bar=False,
         coalesce_streams=True,  # one output a stream, overwritten progress bars resolved

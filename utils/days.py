@@ -119,7 +119,9 @@ def code_files(folder: Path, notebooks: bool = True) -> list[Path]:
 
     Found by reading the import statements (also those inside functions), directly or through other modules.
     """
-    waiting = [*folder.glob("*.py"), *(folder.glob("*.ipynb") if notebooks else ())]
+    waiting = list(folder.glob("*.py"))
+    if notebooks:
+        waiting += (path for path in folder.glob("*.ipynb") if not path.stem.endswith("_practice"))
     found: set[Path] = set()
     while waiting:
         path = waiting.pop()

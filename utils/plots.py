@@ -25,19 +25,18 @@ def use_house_style() -> None:
     plt.rcParams.update({"axes.prop_cycle": lines, "savefig.dpi": DPI})
 
 
-def show(figure: Figure, caption: str, save: Path | None = None) -> None:
-    """Show a figure with a caption that says what to see in it; with `save`, also write a PNG.
+def show(figure: Figure, caption: str = "", save: Path | None = None) -> None:
+    """Show a figure once; with `save`, also write a PNG, at least 1200 px wide.
 
-    The file is at least 1200 px wide. Raises ValueError for an empty caption.
+    What to see in it belongs into a Markdown cell below; `caption` shows such a sentence from the code.
     """
-    if not caption.strip():
-        raise ValueError("a picture needs a caption that says what to see in it")
     if save:
         save_png(figure, save)
     from IPython.display import Markdown, display
 
     display(figure)
-    display(Markdown(f"*{caption}*"))
+    if caption:
+        display(Markdown(f"*{caption}*"))
     plt.close(figure)
 
 
