@@ -27,7 +27,7 @@ from utils.models.cifar_cnn import SmallCNN
 from utils.sources import catalogue
 
 from .claims import Claim
-from .measure import Race, images_per_second, our_race, slowest_of_three, stock_race, stock_step
+from .measure import Race, images_per_second, our_race, print_share, slowest_of_three, stock_race, stock_step
 
 GOAL = 0.80
 
@@ -104,10 +104,14 @@ def ours(train: Split, test: Split, seed: int) -> Race:
     """A narrow FastCNN with its whitening fixed, one cycle over the epochs of SIZES."""
     seed_everything(seed)
     batches = GrowingBatches(train, 256, seed=seed, augment=augment)
+    return our_race(Mirrored(narrow(train)), batches, test, GOAL, len(SIZES), 0.02, smoothing=0.1)
+
+
+def narrow(train: Split) -> FastCNN:
+    """FastCNN with fewer channels; its whitening is fixed, so no gradient reaches the largest images."""
     network = FastCNN(train.x[:500].cpu(), widths=(16, 64, 96))
-    network.whiten.requires_grad_(False)  # so no gradient reaches the largest pictures
-    model = Mirrored(network).to(test.y.device).to(memory_format=torch.channels_last)
-    return our_race(model, batches, test, GOAL, len(SIZES), 0.02, smoothing=0.1)
+    network.whiten.requires_grad_(False)
+    return network.to(train.y.device, memory_format=torch.channels_last)
 
 
 def shrunk(x: torch.Tensor, size: int) -> torch.Tensor:
@@ -123,6 +127,7 @@ def training_rate(batches: Iterable, device: torch.device, mixed: bool) -> float
     model = SmallCNN(False).to(device)
     if mixed:
         model = model.to(memory_format=torch.channels_last)
+    print_share("Day 4's plain CNN" + ", channels last" * mixed, model, *next(iter(batches)), mixed)
     step = stock_step(model, torch.optim.Adam(model.parameters(), 1e-3), mixed=mixed)
     return images_per_second(batches, device, step, seconds=6)
 
@@ -135,6 +140,7 @@ def run() -> list[Claim]:
     loader, batches = stock_loader(), Batches(images.train, 128, augment=augment)
     incoming = [images_per_second(source, device) for source in (loader, batches)]
     rates = training_rate(loader, device, False), training_rate(batches, device, True)
+    print_share("the race's narrow FastCNN", narrow(images.train), *next(iter(batches)), mixed=True)
     print("stock recipe:")
     stock_seconds, _, arrived = stock(images.test)
     print("ours, three seeds:")

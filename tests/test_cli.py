@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -300,6 +301,21 @@ def test_rates_are_counted_after_one_call():
     measure.images_per_second(batches, torch.device("cpu"), lambda x, y: sizes.append(len(y)), 0.01)
     assert len(sizes) > 3  # over and over
     assert set(sizes) == {4}
+
+
+def test_a_training_step_is_a_share_of_the_peak(capsys):
+    import torch
+
+    from bench import measure
+
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 512), torch.nn.Linear(512, 10))
+    x, y = torch.randn(64, 1, 16, 16), torch.zeros(64, dtype=torch.long)
+    measure.print_share("a small network", model, x, y, mixed=False, seconds=0.05)
+    done, peak, share = map(
+        float, re.findall(r": (\S+) of (\S+) GFLOP/s (\d+)%", capsys.readouterr().out.replace(",", ""))[0]
+    )
+    assert 0 < share <= 100
+    assert abs(done / peak - share / 100) < 0.1
 
 
 def test_makefile_installs_once_and_helps():
