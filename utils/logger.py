@@ -70,8 +70,6 @@ def format_cell(value: Any) -> str:
         return ""
     if isinstance(value, torch.Tensor):
         value = value.item()
-    if isinstance(value, bool):
-        return str(value)
     if isinstance(value, float):
         return f"{value:.6g}"
     text = " ".join(str(value).split())
