@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -16,10 +17,22 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-BROWSERS = (
-    "chromium", "chromium-browser", "google-chrome", "google-chrome-stable",
-    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-)  # fmt: skip
+from websocket import WebSocketException, create_connection
+
+FIX = "(Debian: apt-get install chromium), or name it with STUDY_BROWSER=/path."
+MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", MAC)
+DEEP = """window.deep = (wanted, root = document) => { for (const e of root.querySelectorAll("*")) {
+  const found = wanted(e) ? e : e.shadowRoot && deep(wanted, e.shadowRoot); if (found) return found } };
+const open = name => deep(e => e.matches(`.meta[data-name^="${name}"] > .nodeshape`))
+  .dispatchEvent(new MouseEvent("dblclick"));
+const click = (tag, text) => deep(e => e.matches(tag) && e.textContent.trim() == text).click();"""
+CLICKS = {
+    "scalars": ["localStorage.setItem('_ignoreYOutliers', 'false'); location.reload()"],
+    "graphs": ["open('SmallCNN')", "open('SmallCNN/Sequential')", "click('span', 'Fit to screen')"],
+    "hparams": ["click('paper-tab', 'PARALLEL COORDINATES VIEW')"],
+}
+"""What is done on a page before its picture: show all values, open the network, draw parallel coordinates."""
 
 
 class DashboardError(RuntimeError):
@@ -32,13 +45,12 @@ def serve(logdir: Path, timeout: float = 90.0) -> Iterator[str]:
 
     Ends with the block. Raises DashboardError when it has not loaded a run within `timeout` seconds.
     """
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as s:
         port = s.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     shown = os.path.relpath(logdir)  # the page prints it: not this machine's folders
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", shown]
-    command += ["--port", str(port), "--host", "127.0.0.1", "--load_fast=false"]
+    command += ["--port", str(port), "--host", "127.0.0.1", "--load_fast=false", "--reload_interval=1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline, before = time.monotonic() + timeout, None
@@ -52,10 +64,8 @@ def serve(logdir: Path, timeout: float = 90.0) -> Iterator[str]:
                     before = tags
                     time.sleep(0.7)
             if process.poll() is not None or time.monotonic() > deadline:
-                raise DashboardError(
-                    f"TensorBoard showed fewer than the {wanted} runs under {logdir} within "
-                    f"{timeout:.0f} s. Run `tensorboard --logdir {logdir}` to see its messages."
-                )
+                what = f"TensorBoard showed fewer than {wanted} runs within {timeout:.0f} s. Run "
+                raise DashboardError(what + f"`tensorboard --logdir {logdir}` to see its messages.")
             time.sleep(0.3)
         yield url
     finally:
@@ -65,9 +75,8 @@ def serve(logdir: Path, timeout: float = 90.0) -> Iterator[str]:
 
 def ask(url: str, path: str, **query: str) -> list | dict:
     """The JSON answer of TensorBoard's HTTP interface."""
-    whole = f"{url}{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback, no proxy
-    with opener.open(whole, timeout=30) as answer:
+    with opener.open(f"{url}{path}?{urllib.parse.urlencode(query)}", timeout=30) as answer:
         return json.load(answer)
 
 
@@ -83,30 +92,46 @@ def browser() -> str | None:
     return next(filter(None, map(shutil.which, names)), None)
 
 
-def capture(url: str, page: str, png: Path, size: tuple[int, int] = (1500, 1000)) -> Path:
-    """Open `url/#page` in a headless browser, wait until it is drawn, and keep it as `png`.
+def capture(url: str, page: str, png: Path, size: tuple[int, int] = (1400, 800)) -> Path:
+    """Open `url/#page` in a headless browser, wait until it is drawn, do its CLICKS, and keep it as `png`.
 
     `page` is TensorBoard's own address after the `#`, e.g. `scalars` or `hparams`. Raises
     DashboardError when there is no browser or it made no picture.
     """
-    found = browser()
-    if not found:
+    if not (found := browser()):
         raise DashboardError(
-            "No Chromium or Chrome was found, so the page was not captured. Install one (Debian: "
-            "apt-get install chromium), or name it with STUDY_BROWSER=/path."
+            "No Chromium or Chrome is here, so the page was not captured. Install one " + FIX
         )
-    with tempfile.TemporaryDirectory() as scratch:
-        shot = Path(scratch) / "page.png"
-        command = [
-            found, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-            "--no-first-run", "--disable-background-networking", "--disable-sync",
-            "--disable-component-update", f"--user-data-dir={scratch}/profile",
-            f"--window-size={size[0]},{size[1]}", "--virtual-time-budget=20000",
-            f"--screenshot={shot}", f"{url}/#{page}",
-        ]  # fmt: skip
-        subprocess.run(command, capture_output=True, timeout=120, check=False)
-        if not shot.exists() or shot.stat().st_size < 10_000:
-            raise DashboardError(f"The browser made no picture of {page}: {' '.join(command)}")
-        png.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(shot, png)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        flags = "headless no-sandbox disable-gpu hide-scrollbars no-first-run disable-background-networking"
+        flags += f" disable-sync user-data-dir={scratch} remote-debugging-port=0"
+        command = [found, *(f"--{flag}" for flag in flags.split(" ")), f"{url}/#{page}"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            png.write_bytes(_drive(Path(scratch), size, CLICKS.get(page.split("&")[0], [])))
+        except (OSError, WebSocketException, LookupError) as e:
+            raise DashboardError(f"The browser made no picture of {page}: {e!r}") from e
+        finally:
+            process.terminate()
+            process.wait(20)
     return png
+
+
+def _drive(profile: Path, size: tuple[int, int], scripts: list[str], pause: float = 4.0) -> bytes:
+    """Run JavaScript in the page of a browser with this profile folder; the page as PNG afterwards."""
+    deadline, file = time.monotonic() + 60, profile / "DevToolsActivePort"
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(pause)  # the page loads its data and draws
+    pages = ask(f"http://127.0.0.1:{file.read_text().split()[0]}", "/json/list")
+    address = next(p["webSocketDebuggerUrl"] for p in pages if p["type"] == "page")
+    with contextlib.closing(create_connection(address, timeout=60, suppress_origin=True)) as line:
+        screen = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
+        steps = [("Emulation.setDeviceMetricsOverride", screen)]
+        steps += [("Runtime.evaluate", {"expression": f"{{{DEEP}\n{s}}}"}) for s in scripts]
+        for method, values in [*steps, ("Page.captureScreenshot", {"format": "png"})]:
+            line.send(json.dumps({"id": 1, "method": method, "params": values}))
+            while "id" not in (answer := json.loads(line.recv())):
+                pass  # an event, not the answer
+            time.sleep(pause if "data" not in answer["result"] else 0)
+        return base64.b64decode(answer["result"]["data"])
