@@ -46,7 +46,7 @@ def test_an_empty_folder_is_said(tmp_path):
         pass
 
 
-def test_no_browser_names_the_mend(tmp_path, monkeypatch):
+def test_no_browser_names_the_fix(tmp_path, monkeypatch):
     monkeypatch.setattr(tensorboard_capture, "browser", lambda: None)
     with pytest.raises(tensorboard_capture.DashboardError, match="apt-get install chromium"):
         tensorboard_capture.capture("http://127.0.0.1:1", "scalars", tmp_path / "a.png")
