@@ -7,7 +7,6 @@ set is needed; embeddings of both sides are the same (a test compares them).
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
 import types
@@ -40,12 +39,8 @@ def their_encoder():
     return VoiceEncoder("cpu", verbose=False)
 
 
-@functools.cache
 def embeddings() -> list[Claim]:
-    """Utterances per second; both get waves in memory, their volume already set.
-
-    A claim of two tasks, `speaker` and `tts`, and measured once.
-    """
+    """Utterances per second; both get waves in memory, their volume already set."""
     index, samples = read_sample("sentences")
     waves = [torch.from_numpy(samples[int(r["start"]) :][: int(r["length"])].copy()) for r in index]
     waves = [normalise_volume(w.float() / 32768) for w in waves]

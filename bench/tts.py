@@ -1,9 +1,8 @@
-"""Speech synthesis: mel frames per second in training and speaking, vocoders, d-vectors.
+"""Speech synthesis: mel frames per second in training and speaking, vocoders.
 
 The stock way: torchaudio's Tacotron2 (NVIDIA's, one frame a decoder step, everything inside the loop) of the
-same sizes, on the same sentences with the same optimizer; librosa's `mel_to_audio`, wave by wave;
-resemblyzer's own `embed_utterance`, one utterance a call. Speed depends on sizes and lengths alone, so the
-sentences are random: nothing is fetched.
+same sizes, on the same sentences with the same optimizer; librosa's `mel_to_audio`, wave by wave. Speed
+depends on sizes and lengths alone, so the sentences are random: nothing is fetched.
 """
 
 from __future__ import annotations
@@ -88,11 +87,8 @@ def training(device: torch.device, config: TacotronConfig) -> Claim:
         before, after, gate, _ = stock(every.text, every.text_lengths, every.mel, every.mel_lengths)
         target = torch.zeros_like(gate)
         target[:, -1] = 1
-        return (
-            F.mse_loss(before, every.mel)
-            + F.mse_loss(after, every.mel)
-            + F.binary_cross_entropy_with_logits(gate, target)
-        )
+        errors = F.mse_loss(before, every.mel) + F.mse_loss(after, every.mel)
+        return errors + F.binary_cross_entropy_with_logits(gate, target)
 
     theirs = BATCH * FRAMES * calls_per_second(step(stock.train(), stock_loss), device, 5)
     mine = BATCH * FRAMES * calls_per_second(step(ours.train(), lambda: ours(batch)), device, 5)
@@ -138,17 +134,11 @@ def vocoders(
         what = f"WaveGlow of {count_parameters(glow):,} weights ({name})"
         print(f"real-time factor, {what}: {factor:.4f}")
     power = front.power(mel).cpu().numpy()
+    how = {"sr": s.sample_rate, "n_fft": s.n_fft, "hop_length": s.hop, "n_iter": iterations}
+    how |= {"fmin": s.f_min, "fmax": s.f_max, "htk": True, "norm": None}
 
     def stock() -> list[Tensor]:
-        return [
-            torch.from_numpy(
-                librosa.feature.inverse.mel_to_audio(
-                    m, sr=s.sample_rate, n_fft=s.n_fft, hop_length=s.hop, n_iter=iterations,
-                    fmin=s.f_min, fmax=s.f_max, htk=True, norm=None,
-                )
-            )
-            for m in power
-        ]  # fmt: skip
+        return [torch.from_numpy(librosa.feature.inverse.mel_to_audio(m, **how)) for m in power]
 
     theirs = real_time_factor(stock, s.sample_rate, torch.device("cpu"), 1)
     what = f"Griffin-Lim, seconds of sound per second, librosa wave by wave ({iterations} iterations)"
@@ -156,14 +146,7 @@ def vocoders(
 
 
 def run() -> list[Claim]:
-    """The claims, on this machine's device; that of the d-vectors, resemblyzer's own call one by one against
-    ours in batches, is Day 13's."""
-    from .speaker import embeddings
-
+    """The claims, on this machine's device."""
     device, config = pick_device(), TacotronConfig()
-    return [
-        training(device, config),
-        speaking(device, config),
-        *vocoders(device, sizes={k: v for k, v in GLOWS.items() if k != "quick"}),
-        *embeddings(),
-    ]
+    sizes = {name: size for name, size in GLOWS.items() if name != "quick"}
+    return [training(device, config), speaking(device, config), *vocoders(device, sizes=sizes)]

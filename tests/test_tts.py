@@ -353,12 +353,10 @@ def test_the_benchmark_gives_every_vocoder_its_real_time_factor(monkeypatch, cap
     assert found[0].ratio == 4
 
 
-def test_the_benchmark_of_this_task_measures_the_d_vectors_too(monkeypatch):
-    from bench import speaker
+def test_the_benchmark_measures_training_speaking_and_vocoders(monkeypatch):
     from bench import tts as bench
 
     for name in ("training", "speaking"):
         monkeypatch.setattr(bench, name, lambda device, config, name=name: name)
     monkeypatch.setattr(bench, "vocoders", lambda device, sizes: sorted(sizes))
-    monkeypatch.setattr(speaker, "embeddings", lambda: ["d-vectors"])
-    assert bench.run() == ["training", "speaking", "full", "study", "d-vectors"]
+    assert bench.run() == ["training", "speaking", "full", "study"]

@@ -9,8 +9,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.colors import PowerNorm
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from sklearn.metrics import ConfusionMatrixDisplay
 
 from utils import days, plots
 from utils.features import SAMPLE_RATE, LogMel
@@ -103,22 +105,20 @@ def confusions(axis) -> None:
     """Day 7's answers to the test clips, three seeds: rows what was said, columns what was recognised."""
     day = days.get(7)
     answers = read_table(day.folder / f"{day.name}_test_answers.csv")
-    words = sorted({r["word"] for r in answers})
-    counts = np.zeros((len(words), len(words)))
-    for row in answers:
-        for seed in (c for c in row if c.startswith("seed")):
-            counts[words.index(row["word"]), words.index(row[seed])] += 1
-    percent = 100 * counts / counts.sum(1, keepdims=True)
-    axis.imshow(np.sqrt(percent), cmap="Blues", aspect="auto")
-    for y, x in zip(*np.nonzero(percent >= 0.5), strict=True):
-        style = {"ha": "center", "va": "center", "fontsize": 9.5}
-        colour = "white" if percent[y, x] > 40 else "black"
-        axis.text(x, y, f"{percent[y, x]:.0f}", color=colour, **style)
+    said, recognised = zip(
+        *((r["word"], r[c]) for r in answers for c in r if c.startswith("seed")), strict=True
+    )
+    shown = ConfusionMatrixDisplay.from_predictions(
+        said, recognised, normalize="true", values_format=".0%", cmap="Blues", ax=axis, colorbar=False,
+        xticks_rotation="vertical", im_kw={"aspect": "auto"},
+    )  # fmt: skip
+    shown.im_.set_norm(PowerNorm(0.5, 0, 1))  # so that rare confusions can be seen
+    for text in shown.text_.flat:
+        text.set(fontsize=9, visible=text.get_text() != "0%")
     people = len({r["speaker"] for r in answers})
-    axis.set(title=f"Words of {people} unseen speakers", ylabel="said")
-    axis.set_xlabel("recognised (% of the clips of a word)")
-    axis.set_xticks(range(len(words)), words, rotation=90)
-    axis.set_yticks(range(len(words)), words)
+    axis.set(
+        title=f"Words of {people} unseen speakers", ylabel="said", xlabel="recognised (of a word's clips)"
+    )
     axis.grid(visible=False)
 
 

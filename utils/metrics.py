@@ -20,7 +20,7 @@ def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
             f"accuracy needs (batch, classes) and (batch,), got {tuple(logits.shape)} and "
             f"{tuple(labels.shape)}"
         )
-    return (logits.argmax(1) == labels).double().mean().item()
+    return (logits.argmax(1) == labels).sum().item() / len(labels)  # MPS has no float64
 
 
 @dataclass(frozen=True)
