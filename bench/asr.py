@@ -30,7 +30,7 @@ class Fixture:
 
     def __init__(
         self, device: torch.device, sentences: Utterances, cached: bool, frozen: bool = True
-    ) -> None:  # fmt: skip
+    ) -> None:
         seed_everything(0)
         self.recogniser: Wav2Vec2CTC = load_recogniser(small_config(), device=device)
         freeze_encoder(self.recogniser, frozen)
@@ -65,16 +65,10 @@ def sound_per_second(
     return sound * calls_per_second(whole_pass, side.recogniser.device, least)
 
 
-def random_batches(count: int, batch_size: int, generator: torch.Generator) -> list[list[int]]:
-    """The stock way: numbers of utterances in batches of any lengths."""
-    order = torch.randperm(count, generator=generator)
-    return [numbers.tolist() for numbers in order.split(batch_size)]
-
-
 def claims(device: torch.device, sentences: Utterances, least: float = 10.0) -> list[Claim]:
     """The stock way against each saving alone and both together, and float32 against bfloat16."""
     g = torch.Generator().manual_seed(0)
-    mixed_up = random_batches(len(sentences), BATCH, g)
+    mixed_up = [some.tolist() for some in torch.randperm(len(sentences), generator=g).split(BATCH)]
     alike = ctc.length_batches(sentences.lengths, BATCH, g)
     plain, kept = (Fixture(device, sentences, cached) for cached in (False, True))
     stock = sound_per_second(plain, mixed_up, least=least)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from bench import asr as bench_asr
 from Day09_Wav2Vec2 import finetune, transcribe
 from utils.metrics import bootstrap_ratio
 from utils.models import ctc
@@ -313,8 +312,7 @@ def test_buckets_hold_everything_once_and_pad_little():
     batches = ctc.length_batches(lengths, 8, g)
     assert sorted(i for b in batches for i in b) == list(range(203))
     assert max(map(len, batches)) == 8
-    stock = bench_asr.random_batches(203, 8, g)
-    assert sorted(i for b in stock for i in b) == list(range(203))
+    stock = [some.tolist() for some in torch.randperm(203, generator=g).split(8)]
     assert padding_share(lengths, batches) < 0.15
     assert padding_share(lengths, stock) > 0.25
     ordered = ctc.length_batches(lengths, 8)
