@@ -142,7 +142,7 @@ def test_published_rows_come_from_committed_code_and_real_data(day):
     assert trained <= {r["run"] for r in log} <= {r["run"] for r in headline}
 
 
-@pytest.mark.parametrize(("day", "least"), [(2, 0.983), (3, 0.994)])
+@pytest.mark.parametrize(("day", "least"), [(2, 0.983), (3, 0.994), (4, 0.84)])
 def test_published_accuracy_keeps_its_promise(day, least):
     rows = read_table(days.get(day).folder / f"{days.get(day).name}_params.csv")
     values = [float(r["accuracy"]) for r in rows if r["role"] == "headline"]
