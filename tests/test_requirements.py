@@ -11,7 +11,7 @@ import reach
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-IMPORT_NAMES = {"scikit-learn": "sklearn"}
+IMPORT_NAMES = {"scikit-learn": "sklearn", "websocket-client": "websocket"}
 """Where a package is imported under another name than it is installed by."""
 COMMANDS = {
     "jupyterlab": "`make lab`",

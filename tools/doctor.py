@@ -146,7 +146,8 @@ def places() -> Iterator[Check]:
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     spec = Path(KernelSpecManager().get_kernel_spec("python3").resource_dir)
     fix = "in JupyterLab choose the kernel of this environment"
-    yield check(spec.is_relative_to(sys.prefix), f"Jupyter's kernel python3: {spec}", fix, "note")
+    where = "this environment's" if (ours := spec.is_relative_to(sys.prefix)) else f"in {spec}"
+    yield check(ours, f"Jupyter's kernel python3 is {where}", fix, "note")
 
 
 def data_sets() -> Iterator[Check]:
