@@ -19,7 +19,6 @@ from pathlib import Path
 
 from websocket import WebSocketException, create_connection
 
-FIX = "(Debian: apt-get install chromium), or name it with STUDY_BROWSER=/path."
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", MAC)
 DEEP = """window.deep = (wanted, root = document) => { for (const e of root.querySelectorAll("*")) {
@@ -100,12 +99,13 @@ def capture(url: str, page: str, png: Path, size: tuple[int, int] = (1400, 800))
     """
     if not (found := browser()):
         raise DashboardError(
-            "No Chromium or Chrome is here, so the page was not captured. Install one " + FIX
+            "No Chromium or Chrome is here, so the page was not captured. Install one (Debian: apt-get "
+            "install chromium), or name it with STUDY_BROWSER=/path."
         )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         flags = "headless no-sandbox disable-gpu hide-scrollbars no-first-run disable-background-networking"
-        flags += f" disable-sync user-data-dir={scratch} remote-debugging-port=0"
-        command = [found, *(f"--{flag}" for flag in flags.split(" ")), f"{url}/#{page}"]
+        command = [found, *(f"--{flag}" for flag in flags.split()), "--disable-sync"]
+        command += [f"--user-data-dir={scratch}", "--remote-debugging-port=0", f"{url}/#{page}"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             png.write_bytes(_drive(Path(scratch), size, CLICKS.get(page.split("&")[0], [])))

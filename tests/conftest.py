@@ -23,6 +23,16 @@ def git(folder, *args):
     subprocess.run(["git", "-C", str(folder), *name, *args], check=True, capture_output=True)
 
 
+def offline(patch, place):
+    """No network and no data for notebooks; what they write goes below `place`."""
+    patch.setenv("STUDY_RUNS", str(place / "runs"))
+    patch.setenv("STUDY_DATA", str(place / "no data"))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        patch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        patch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     """A small repository in git, in the place of this one: Day 8 imports `utils.a`, and through it `utils.b`."""

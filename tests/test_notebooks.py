@@ -8,6 +8,7 @@ import statistics
 
 import nbformat
 import pytest
+from conftest import offline
 
 from Day15_Summary import summary
 from tools.run import execute, execute_all, quiet_jupyter, usual
@@ -37,12 +38,7 @@ def rehearsal(request, tmp_path_factory):
     place = tmp_path_factory.mktemp("rehearsal")
     before = {day.name: prints(day.folder) for day in chosen}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STUDY_RUNS", str(place / "runs"))
-        patch.setenv("STUDY_DATA", str(place / "no data"))
-        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-            patch.setenv(name, "http://127.0.0.1:9")
-        for name in ("no_proxy", "NO_PROXY"):
-            patch.delenv(name, raising=False)
+        offline(patch, place)
         quiet_jupyter()
         done = execute_all(chosen, "quick", usual("quick"), execute)
         outcomes = {outcome.day.name: outcome for outcome in done}
@@ -104,7 +100,7 @@ def test_committed_notebook_is_a_lesson(day):
         if cell.cell_type == "code" and "Image(filename" not in cell.source:  # the text before shows those
             data = [o.get("data", {}) for o in cell.outputs]
             drawn = sum("image/png" in d for d in data)
-            below = following.cell_type == "markdown" and following.source.lstrip().startswith("*")
+            below = following.cell_type == "markdown" and re.match(r"\*[^*\s]", following.source)
             assert sum("text/markdown" in d for d in data) >= drawn or below, cell.source
             pictures += drawn
     assert pictures >= 2

@@ -7,6 +7,7 @@ import re
 
 import nbformat
 import pytest
+from conftest import offline
 
 from tools import __main__
 from tools.practice import TODO, blanked, practice_copy
@@ -101,10 +102,7 @@ def test_exercises_are_not_answered_in_the_notebook_itself(day):
 @pytest.mark.notebook
 @by_day
 def test_solutions_reach_their_goals_and_touch_no_row(day, tmp_path, monkeypatch):
-    monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("STUDY_DATA", str(tmp_path / "no data"))
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    offline(monkeypatch, tmp_path)
     quiet_jupyter()
     notebook, exercises = filled(day)
     nbformat.write(notebook, tmp_path / "solved.ipynb")
@@ -121,7 +119,7 @@ def test_solutions_reach_their_goals_and_touch_no_row(day, tmp_path, monkeypatch
 def test_an_unanswered_practice_copy_stops_at_its_first_check(tmp_path, monkeypatch):
     from papermill.exceptions import PapermillExecutionError
 
-    monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
+    offline(monkeypatch, tmp_path)
     quiet_jupyter()
     day = days.get(1)
     nbformat.write(practice_copy(day), tmp_path / "empty.ipynb")

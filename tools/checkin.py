@@ -107,4 +107,4 @@ def notes(day: days.Day) -> Iterator[Item]:
     filled = [k.lower() for k, v in sections.items() if re.sub(r"^#.*", "", v, flags=re.M).strip()]
     empty = [s for s in SECTIONS if not any(re.match(s.lower(), title) for title in filled)]
     what = f"{path.name}: all {len(SECTIONS)} sections filled"
-    yield Item(not empty, what, f"still empty: {', '.join(empty)}")
+    yield Item(not empty, what, f"still empty: {', '.join(s.split('|')[0] for s in empty)}")
