@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,16 +87,13 @@ def test_a_command_shows_its_recorded_output_or_that_it_was_not_run(tmp_path, mo
     assert "$ docker run x\n(not run here)" in said
 
 
-def test_every_recorded_command_is_shown():
+def test_every_recorded_command_is_shown(monkeypatch):
     recorded = re.findall(r"^\$ (.+)", (FOLDER / "Day06_Containers_recorded.txt").read_text(), re.M)
     shown = []
     cells = [c for c in CELLS if "terminal(" in c and "def terminal(" not in c]
+    monkeypatch.chdir(FOLDER)
     for cell in cells:
-        scope = {"terminal": lambda *commands, live=True: shown.extend(commands), "Path": Path}
-        at = os.getcwd()
-        os.chdir(FOLDER)
-        exec(cell, scope)
-        os.chdir(at)
+        exec(cell, {"terminal": lambda *c, live=True: shown.extend(c), "Path": Path, "socket": socket})
     extra = {c for c in recorded if "cat /proc/mounts" in c}  # exercise 1 reads it
     assert set(recorded) <= set(shown) | extra
     assert len(set(recorded)) == len(recorded)
