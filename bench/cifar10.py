@@ -27,7 +27,7 @@ from utils.models.cifar_cnn import SmallCNN
 from utils.sources import catalogue
 
 from .claims import Claim
-from .measure import Race, images_per_second, our_race, slowest_of_three, stock_race, stock_step
+from .measure import Race, images_per_second, our_race, print_share, slowest_of_three, stock_race, stock_step
 
 GOAL = 0.80
 
@@ -127,6 +127,7 @@ def training_rate(batches: Iterable, device: torch.device, mixed: bool) -> float
     model = SmallCNN(False).to(device)
     if mixed:
         model = model.to(memory_format=torch.channels_last)
+    print_share("Day 4's plain CNN" + ", channels last" * mixed, model, *next(iter(batches)), mixed)
     step = stock_step(model, torch.optim.Adam(model.parameters(), 1e-3), mixed=mixed)
     return images_per_second(batches, device, step, seconds=6)
 
@@ -139,6 +140,7 @@ def run() -> list[Claim]:
     loader, batches = stock_loader(), Batches(images.train, 128, augment=augment)
     incoming = [images_per_second(source, device) for source in (loader, batches)]
     rates = training_rate(loader, device, False), training_rate(batches, device, True)
+    print_share("the race's narrow FastCNN", narrow(images.train), *next(iter(batches)), mixed=True)
     print("stock recipe:")
     stock_seconds, _, arrived = stock(images.test)
     print("ours, three seeds:")

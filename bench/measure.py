@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from utils.data import Batches, Split
-from utils.device import autocast, synchronize
+from utils.device import autocast, gains_bf16, synchronize
 from utils.training import evaluate, fit
 
 CAP_SECONDS = 600.0
@@ -52,6 +53,25 @@ def images_per_second(
 
     calls = calls_per_second(one, device, seconds)
     return calls * sum(sizes[1:]) / len(sizes[1:])
+
+
+def print_share(
+    name: str, model: nn.Module, x: torch.Tensor, y: torch.Tensor, mixed: bool, seconds: float = 3.0
+) -> None:
+    """Print a training step's share of the machine's peak, measured in this process.
+
+    The peak is a product of two matrices of 2048 x 2048, in the arithmetic of the step. Counted as work are the
+    step's convolutions and matrix products, forward and backward, by torch's own counter.
+    """
+    device = y.device
+    dtype = torch.bfloat16 if mixed and gains_bf16(device) else torch.float32
+    square = torch.randn(2048, 2048, device=device, dtype=dtype)
+    peak = 2 * 2048**3 * calls_per_second(lambda _: square @ square, device, seconds)
+    step = stock_step(model, torch.optim.AdamW(model.parameters(), 1e-3), mixed=mixed)
+    with FlopCounterMode(display=False) as counter:
+        step(x, y)
+    done = counter.get_total_flops() * calls_per_second(lambda _: step(x, y), device, seconds)
+    print(f"  step of {name}: {done / 1e9:,.0f} of {peak / 1e9:,.0f} GFLOP/s, {done / peak:.0%}", flush=True)
 
 
 def stock_step(

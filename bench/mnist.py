@@ -19,7 +19,7 @@ from utils.device import pick_device, seed_everything
 from utils.models.mnist_cnn import MnistCNN
 
 from .claims import Claim
-from .measure import Race, images_per_second, our_race, slowest_of_three, stock_race, stock_step
+from .measure import Race, images_per_second, our_race, print_share, slowest_of_three, stock_race, stock_step
 
 GOAL = 0.99
 
@@ -74,6 +74,11 @@ def run() -> list[Claim]:
     train = Split(torch.cat([s.x for s in both]), torch.cat([s.y for s in both]))
     stock_rate = images_per_second(stock_loader(), device)
     our_rate = images_per_second(Batches(train, 64), device)
+    print("share of the machine's peak, batch 128:")
+    some = next(iter(Batches(train, 128)))
+    print_share("pytorch/examples' network", StockNet().to(device), *some, mixed=False)
+    network = MnistCNN().to(device, memory_format=torch.channels_last)
+    print_share("Day 3's network, channels last", network, *some, mixed=True)
     print("stock recipe (pytorch/examples):")
     stock_seconds, _, arrived = stock(images.test)
     print("ours, three seeds:")
