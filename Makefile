@@ -7,13 +7,16 @@ DAY      ?= 1
 TASK     ?=
 WORKERS  ?= 1
 ENGINE   ?= $(shell for e in docker podman buildah apptainer singularity; do command -v "$$e" >/dev/null && echo "$$e" && break; done)
+IMAGE    ?= study.sif
+DAYS     ?=
 BASE     ?=
 BUILD    ?=
+RUN      ?=
 PIP_ARGS ?=
 VENV     ?= .venv
 PY        = $(VENV)/bin/python
 
-.PHONY: run test check extras lab day practice fetch sweep bench summary doctor new checkin container clean help
+.PHONY: run test check extras lab day practice fetch sweep bench summary doctor new checkin container container-days engine clean help
 
 run: $(VENV)/.installed        ## all days that exist, quick profile, offline, ends with a table
 	@$(PY) -m tools run --profile quick
@@ -44,18 +47,26 @@ new: $(VENV)/.installed        ## your own project: make new NAME=day3_speech_co
 	@$(PY) -m tools new $(NAME) $(TO)
 checkin: $(VENV)/.installed    ## what a day still lacks: make checkin DAY=7
 	@$(PY) -m tools checkin $(DAY)
-container:                     ## build the image: make container ENGINE=podman (see containers/README.md)
-	@test -n "$(ENGINE)" || { echo "No container engine is installed here: try 'module load apptainer' on a cluster, or install Docker or Podman (containers/README.md)."; exit 2; }
+container: engine              ## build the image: make container ENGINE=podman (see containers/README.md)
 	@echo "The image takes 3.5 GB as one .sif file and 7 GB as layers; the build fills up to 20 GB in $${APPTAINER_TMPDIR:-$${TMPDIR:-/tmp}}:" && df -h "$${APPTAINER_TMPDIR:-$${TMPDIR:-/tmp}}"
 	@case "$(ENGINE)" in \
 	  apptainer|singularity) $(ENGINE) build $(BUILD) study.sif containers/study.def ;; \
 	  buildah) buildah bud $(if $(BASE),--build-arg BASE=$(BASE)) -f containers/Dockerfile -t study:latest $(BUILD) . ;; \
 	  *) $(ENGINE) build $(if $(BASE),--build-arg BASE=$(BASE)) -f containers/Dockerfile -t study:latest $(BUILD) . ;; \
 	esac
+container-days: engine         ## time and memory of days in the image: make container-days DAYS="1 2" ENGINE=apptainer
+	@case "$(ENGINE)" in \
+	  apptainer|singularity) inside="$(ENGINE) exec --bind $(CURDIR) --pwd $(CURDIR) $(RUN) $(IMAGE)" ;; \
+	  podman) inside="podman run --rm --userns=keep-id --user $$(id -u):$$(id -g) -v $(CURDIR):/study $(RUN) study" ;; \
+	  *) inside="$(ENGINE) run --rm --user $$(id -u):$$(id -g) -v $(CURDIR):/study $(RUN) study" ;; \
+	esac; \
+	$$inside python -m tools inside $(if $(DAYS),--days $(DAYS)) --engine "$$($(ENGINE) --version | sed 's/ version//; s/[,(].*//')"
+engine:
+	@test -n "$(ENGINE)" || { echo "No container engine is installed here: try 'module load apptainer' on a cluster, or install Docker or Podman (containers/README.md)."; exit 2; }
 clean:                         ## back to a fresh clone (data/, .venv and your practice notebooks stay)
 	@git clean -fdXq --exclude='!/data/' --exclude='!.venv/' --exclude='!*_practice.ipynb'
 help:                          ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 15
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 21
 
 $(VENV)/.installed: requirements.txt requirements-nodeps.txt constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 (3.11.5 or newer), 3.12 or 3.13 is here. Install one (python.org, your package manager, or pyenv), or name it: make PYTHON=/path/to/python"; exit 2; }

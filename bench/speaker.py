@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from Day14_Enhancement.enhancer import Enhancer
-from Day14_Enhancement.quality import real_time_factor, stream_through
+from Day14_Enhancement.quality import real_time_factor
 from utils.device import pick_device
 from utils.models.ge2e import normalise_volume, pretrained_dvector
 from utils.models.verification import eer
@@ -77,11 +77,8 @@ def equal_error_rate() -> list[Claim]:
 def enhancement() -> list[Claim]:
     """Seconds of one core per second of sound, against real time; the weights do not matter for that."""
     model = Enhancer().eval()
-    offline = real_time_factor(model)
-    stream = real_time_factor(lambda wave: stream_through(model, wave), seconds=5.0)
-    print(f"enhancer, frame by frame: {stream:.3f} s of one core per second of sound")
     what = "enhancing 1000 s on one core, real time"
-    return [Claim(what, 1000.0, 1000 * offline, "s", 10)]
+    return [Claim(what, 1000.0, 1000 * real_time_factor(model), "s", 10)]
 
 
 def run() -> list[Claim]:

@@ -8,8 +8,7 @@ depends on sizes and lengths alone, so the sentences are random: nothing is fetc
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 
 import librosa
 import torch
@@ -17,13 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from Day11_Voice_Cloning.evaluate import real_time_factor
-from Day11_Voice_Cloning.train import GLOWS
-from Day11_Voice_Cloning.waveglow import WaveGlow, WaveGlowConfig
 from utils.device import autocast, pick_device, seed_everything
 from utils.models.tacotron2 import Tacotron2, TacotronConfig, TacotronLoss
 from utils.models.tts import TTSDataset, capture_cuda_graph
 from utils.models.tts_mel import KATHLEEN_MEL, SILENCE, SynthesisMel
-from utils.training import count_parameters
 
 from .claims import Claim
 from .measure import calls_per_second
@@ -115,24 +111,13 @@ def speaking(device: torch.device, config: TacotronConfig) -> Claim:
     return Claim(what, theirs, mine, "1/s", 2, higher=True)
 
 
-def vocoders(
-    device: torch.device, iterations: int = 32, sizes: Mapping[str, WaveGlowConfig] | None = None
-) -> list[Claim]:
-    """Seconds of sound per second of computing, by Griffin-Lim; the real-time factor of every vocoder is printed.
-
-    WaveGlow, in the `sizes` that Day 11 trains, has no stock of its kind to be compared with.
-    """
+def vocoders(device: torch.device, iterations: int = 32) -> list[Claim]:
+    """Seconds of sound per second of computing, by Griffin-Lim (WaveGlow has no stock of its kind)."""
     s, front = KATHLEEN_MEL, SynthesisMel().to(device)
     g = torch.Generator().manual_seed(0)
     waves = 0.1 * torch.randn(WAVES, round(SECONDS * s.sample_rate), generator=g)
     mel = front(waves.to(device))
     mine = real_time_factor(lambda: front.griffin_lim(mel, iterations), s.sample_rate, device)
-    print(f"real-time factor, Griffin-Lim of {iterations} iterations: {mine:.4f}")
-    for name, config in (GLOWS if sizes is None else sizes).items():
-        glow = WaveGlow(config).to(device).eval()
-        factor = real_time_factor(partial(glow.decode, mel), s.sample_rate, device, 1)
-        what = f"WaveGlow of {count_parameters(glow):,} weights ({name})"
-        print(f"real-time factor, {what}: {factor:.4f}")
     power = front.power(mel).cpu().numpy()
     how = {"sr": s.sample_rate, "n_fft": s.n_fft, "hop_length": s.hop, "n_iter": iterations}
     how |= {"fmin": s.f_min, "fmax": s.f_max, "htk": True, "norm": None}
@@ -148,5 +133,4 @@ def vocoders(
 def run() -> list[Claim]:
     """The claims, on this machine's device."""
     device, config = pick_device(), TacotronConfig()
-    sizes = {name: size for name, size in GLOWS.items() if name != "quick"}
-    return [training(device, config), speaking(device, config), *vocoders(device, sizes=sizes)]
+    return [training(device, config), speaking(device, config), *vocoders(device)]

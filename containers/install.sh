@@ -19,6 +19,9 @@ rm -rf /var/lib/apt/lists/* /root/.cache
 git config --system --add safe.directory '*'
 
 mkdir -p /opt/study /study
+# what is inside, with versions
+python -m pip list --format=freeze >/opt/study/packages.txt
+dpkg-query --show >/opt/study/debian.txt
 install -m 644 environment.sh /opt/study/environment.sh
 install -m 755 entrypoint.sh /opt/study/entrypoint.sh
 python -c "import torch, torchaudio, torchvision, transformers, soundfile, pesq; print('torch', torch.__version__)"

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,45 @@ def test_every_requirement_file_is_installed_with_its_constraints():
     assert "--no-deps -r requirements-nodeps.txt" in script
 
 
+def test_every_package_has_one_version():
+    """A pip install takes its versions from constraints.txt, or its file names them."""
+    constraints = (ROOT / "constraints.txt").read_text()
+    script = (HERE / "install.sh").read_text()
+    for line in re.findall(r"pip install (.*)", script):
+        if "-c constraints.txt" not in line:
+            (file,) = re.findall(r"-r (\S+)", line)
+            packages = re.findall(r"^[^#\s].*", (ROOT / file).read_text(), re.M)
+            assert packages
+            assert all("==" in package for package in packages), file
+    for name in re.findall(r"--no-cache-dir (\w+) -c", script):  # named in the script itself
+        assert f"\n{name}==" in constraints
+    assert "pip list --format=freeze >/opt/study/packages.txt" in script
+
+
+def test_no_secret_reaches_a_layer_and_no_server_is_open():
+    """Only files on a list are copied; no step names a secret; each JupyterLab keeps its token and localhost."""
+    built = "".join(
+        (HERE / n).read_text() for n in ("Dockerfile", "study.def", "install.sh", "environment.sh")
+    )
+    assert not re.search(r"(?i)(token|password|passwd|secret|api_?key)\b\s*[=:]", built)
+    pages = [ROOT / "Makefile", *HERE.rglob("*.*"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]
+    for page in pages:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        assert not re.search(r"(token|password)=(''|\"\"|\s|$)", text), page.name
+        for line in (x for x in text.splitlines() if "jupyter lab" in x and "--ip" in x):
+            assert "--ip 127.0.0.1" in line or "-p 127.0.0.1:" in line, line
+
+
+def test_each_run_in_the_guide_mounts_the_repository_and_writes_as_you():
+    text = (HERE / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"^(?:docker|podman) run .*", text, re.M)
+    assert len(commands) >= 5
+    for command in commands:
+        assert '-v "$PWD":/study' in command
+        assert "--user $(id -u):$(id -g)" in command
+        assert ("--userns=keep-id" in command) == command.startswith("podman")
+
+
 def test_only_what_the_build_needs_reaches_the_engine():
     lines = (ROOT / ".dockerignore").read_text().split("\n")
     allowed = {x[1:] for x in lines if x.startswith("!")}
@@ -117,6 +157,8 @@ def test_the_environment_needs_no_home(tmp_path):
                  "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):  # fmt: skip
         assert found[name].startswith(str(tmp_path / "c"))
     assert (tmp_path / "c").is_dir()
+    assert found["HOME"] == str(tmp_path / "c")  # an account without a home, or none at all
+    assert found["USER"]
     assert "HF_HUB_OFFLINE" not in found
 
 
@@ -140,10 +182,10 @@ def test_the_entry_point_runs_its_command_within_that_environment(tmp_path):
     assert done.stdout == "a b 1\n"
 
 
-def build_command(**variables: str) -> str:
-    """What `make container` would run."""
+def build_command(target: str = "container", **variables: str) -> str:
+    """What `make container`, or another target, would run."""
     wish = [f"{k}={v}" for k, v in variables.items()]
-    done = subprocess.run(["make", "-n", "container", *wish], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(["make", "-n", target, *wish], cwd=ROOT, capture_output=True, text=True)
     return " ".join(done.stdout.split())
 
 
@@ -156,10 +198,39 @@ def test_build_commands():
     assert "apptainer build study.sif containers/study.def" in build_command(ENGINE="apptainer")
 
 
-def test_no_engine_says_what_to_do():
-    done = subprocess.run(["make", "container", "ENGINE="], cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize("target", ["container", "container-days"])
+def test_no_engine_says_what_to_do(target):
+    done = subprocess.run(["make", target, "ENGINE="], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "module load apptainer" in done.stdout
+
+
+def test_days_in_the_container_are_called_and_measured(tmp_path, monkeypatch):
+    """`make container-days` with a stand-in for the engine, whose days take 300 MB; a failed day has no row."""
+    from tools import inside, readme_tables, results
+    from utils import days
+    from utils.logger import read_table
+
+    called = build_command("container-days", ENGINE="apptainer", DAYS="1 2", IMAGE="a.sif", RUN="--nv")
+    assert f"apptainer exec --bind {ROOT} --pwd {ROOT} --nv a.sif" in called
+    assert "python -m tools inside --days 1 2 --engine" in called
+    assert f"-v {ROOT}:/study" in build_command("container-days", ENGINE="docker")
+
+    monkeypatch.setattr(days, "ROOT", tmp_path)
+    assert results.container_line(3).startswith("Not run")
+    day = tmp_path / "day.sh"
+    day.write_text(f"#!/bin/sh\n{sys.executable} -c 'x = bytearray(300_000_000)'\n[ $5 != 4 ]\n")
+    day.chmod(0o755)
+    monkeypatch.setattr(inside.sys, "executable", str(day))
+    assert inside.inside([3, 4], "apptainer 1.4.5") == 1
+    assert inside.inside([3], "podman 5.0") == 0
+    (row,) = read_table(tmp_path / inside.TABLE)
+    assert (row["run"], row["engine"]) == ("Day03_MNIST_CNN", "podman 5.0")
+    assert 300 < int(row["peak_mb"]) < 10_000
+    assert float(row["seconds"]) < 60
+    assert "GB of memory (podman 5.0, " in results.container_line(3)
+    assert results.container_line(4).startswith("Not run")
+    assert "| Day03_MNIST_CNN |" in readme_tables.container_days()
 
 
 @pytest.mark.skipif(

@@ -97,13 +97,14 @@ def test_the_committed_lists_share_no_speaker_and_no_clip():
         for part in ("train", "validation", "test")
     }
     assert {k: len(v) for k, v in lists.items()} == {
-        "train": 3527, "validation": 455, "test": 520,
+        "train": 6485, "validation": 914, "test": 1380,
     }  # fmt: skip
     speakers = {k: {speaker_of(n) for n in v} for k, v in lists.items()}
     for a, b in (("train", "test"), ("train", "validation"), ("validation", "test")):
         assert not speakers[a] & speakers[b]
     words = {n.split("/")[0] for names in lists.values() for n in names}
-    assert words == set(corpora.NINE_WORDS)
+    assert words == set(corpora.TWELVE_WORDS)
+    assert [len(speakers[k]) for k in ("validation", "test")] == [162, 318]
 
 
 @pytest.fixture
@@ -133,8 +134,8 @@ def small_set(tmp_path, monkeypatch):
 def test_speech_commands_on_disk_is_read_by_the_lists(small_set):
     words = speech_commands("study")
     assert words.name.startswith("speech_commands_v2-other-")
-    assert [len(p) for p in (words.train, words.validation, words.test)] == [3527, 455, 520]
-    assert words.classes == sorted(corpora.NINE_WORDS)
+    assert [len(p) for p in (words.train, words.validation, words.test)] == [6485, 914, 1380]
+    assert words.classes == sorted(corpora.TWELVE_WORDS)
     assert words.train.x.dtype == torch.int16
     assert words.train.x.shape[1] == SAMPLE_RATE
     assert words.test.names[0].split("/")[0] == words.classes[words.test.y[0]]
@@ -144,10 +145,18 @@ def test_speech_commands_on_disk_is_read_by_the_lists(small_set):
 
 def test_the_full_profile_takes_all_words_by_the_sets_own_lists(small_set):
     words = speech_commands("full")
-    assert len(words.classes) == 10
+    assert len(words.classes) == 12
     assert words.test.names == ["up/x_nohash_0.wav"]
     assert words.validation.names == ["go/y_nohash_0.wav"]
     assert "cat/z_nohash_0.wav" in words.train.names
+
+
+def test_some_of_the_words_can_be_chosen(small_set):
+    nine = speech_commands("study", corpora.NINE_WORDS)
+    assert [len(p) for p in (nine.train, nine.validation, nine.test)] == [3527, 455, 520]
+    every = speech_commands("full", ("cat", "up"))
+    assert every.classes == ["cat", "up"]
+    assert "cat/z_nohash_0.wav" in every.train.names
 
 
 def test_missing_clips_stop_the_day(small_set):

@@ -19,12 +19,14 @@ def parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=help)
 
     run = command("run", "execute the notebooks of some or all days")
-    run.add_argument(
-        "--days", dest="numbers", type=int, nargs="+", metavar="N", help="by default all that exist"
-    )
     run.add_argument("--profile", choices=PROFILES, default="quick")
     run.add_argument("--resume", action="store_true", help="after a kill: skip finished runs")
     run.add_argument("--at-once", type=int, metavar="N", help="notebooks at a time: 2 in quick, else 1")
+
+    inside = command("inside", "time and memory of days in a container, for `make container-days`")
+    for one in (run, inside):
+        one.add_argument("--days", dest="numbers", type=int, nargs="+", metavar="N", help="by default all")
+    inside.add_argument("--engine", required=True, help="its name and version, e.g. 'apptainer 1.4.5'")
 
     fetch = command("fetch", "get data sets: resumes, verifies, unpacks safely")
     fetch.add_argument("names", nargs="*", metavar="SET", help="names of data sets, e.g. mnist")

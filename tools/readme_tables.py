@@ -123,6 +123,13 @@ def speed() -> str:
     return results.markdown(("claim", "stock", "ours", "ratio", "goal", "2-core machine"), body)
 
 
+def container_days() -> str:
+    """What the days took in the image, in the quick profile."""
+    columns = ("run", "seconds", "peak_mb", "engine", "machine")
+    body = [[r[c] for c in columns] for r in read_table(days.ROOT / results.TABLE)]
+    return results.markdown(("day", "seconds", "memory, MB", "engine", "machine"), sorted(body))
+
+
 def neighbours(day: days.Day, file: str) -> list[str]:
     """Links from a page of a day to the same page of the days before and after."""
     here = days.existing()

@@ -10,6 +10,8 @@ from utils import days
 from utils.logger import read_table
 from utils.metrics import Spread, spread
 
+from .inside import TABLE
+
 Row = dict[str, str]
 RATES = ("accuracy", "wer", "eer")
 """Headline metrics that are shown in percent."""
@@ -89,6 +91,16 @@ def headline(day: int, profile: str = "study") -> str:
     values = [float(r[entry.metric]) for r in found if r[entry.metric]]
     show = percent if entry.metric in RATES else partial(show_spread, entry.metric)
     return show(spread(values))
+
+
+def container_line(day: int) -> str:
+    """A sentence for the notes: what the day took in the image, or that it did not run there."""
+    image = "the image of [Day 6](../containers/README.md)"
+    for row in read_table(days.ROOT / TABLE):
+        if row["run"] == days.get(day).name:
+            took = f"{float(row['seconds']):.0f} s and {int(row['peak_mb']) / 1000:.1f} GB of memory"
+            return f"Runs in {image}: the quick profile took {took} ({row['engine']}, {row['machine']})."
+    return f"Not run in {image} yet."
 
 
 def origin(day: int, profile: str = "study") -> str:

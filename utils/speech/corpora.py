@@ -20,7 +20,10 @@ from ..sources.catalogue import SPLITS, read_lines
 from .pack import Item, Utterances, pack
 
 NINE_WORDS = ("right", "one", "go", "zero", "up", "down", "left", "five", "eight")
-"""The words of the study profile: those with some 500 clips in the copy that the published rows come from."""
+"""Words with some 500 clips each in the copy that the published rows come from; Days 9 to 14 use them."""
+
+TWELVE_WORDS = (*NINE_WORDS, "bed", "cat", "happy")
+"""The words of Days 7 and 8: of the last three there are some 1,400 clips each."""
 
 PARTS = ("train", "validation", "test")
 
@@ -83,13 +86,14 @@ def speaker_of(name: str) -> str:
     return Path(name).name.split("_nohash_")[0]
 
 
-def speech_commands(profile: str) -> Words:
+def speech_commands(profile: str, only: Sequence[str] = ()) -> Words:
     """Words of one second at 16 kHz.
 
-    quick: the bundled `sample-words` (12 words, 54 synthetic voices). study: nine words of Speech
+    quick: the bundled `sample-words` (12 words, 54 synthetic voices). study: twelve words of Speech
     Commands (Warden, 2018, arXiv:1804.03209) by the committed lists `splits/speech_commands_*.txt`;
-    full: all words by the lists that come with the set. Packed on the first call. Raises DataError when the
-    set is not here and cannot be downloaded.
+    full: all words by the lists that come with the set. `only` chooses some of these words: with full,
+    `only=TWELVE_WORDS` is every clip of them. Packed on the first call. Raises DataError when the set is not here
+    and cannot be downloaded.
     """
     if check_profile(profile) == "quick":
         return sample_words()
@@ -97,26 +101,23 @@ def speech_commands(profile: str) -> Words:
     folder = catalogue.speech_commands_folder(sources.data_root())
     if profile == "study":
         lists = committed_lists("speech_commands", *PARTS)
-        classes = sorted(NINE_WORDS)
+        classes = sorted(only or TWELVE_WORDS)
     else:
         validation, test = (read_lines(folder / f"{p}_list.txt") for p in ("validation", "testing"))
         every = sorted(f"{clip.parent.name}/{clip.name}" for clip in folder.glob("[!_]*/*.wav"))
-        held_out = {*validation, *test}
-        train = [name for name in every if name not in held_out]
-        lists = {"train": train, "validation": validation, "test": test}
-        classes = sorted({name.split("/")[0] for name in every})
+        lists = {"train": sorted({*every} - {*validation, *test}), "validation": validation, "test": test}
+        classes = sorted(only or {name.split("/")[0] for name in every})
+    name = found
+    if "other" not in found and (only or profile == "study"):
+        name = f"{found.rsplit('-', 1)[0]}-{len(classes)}w" + "-all" * (profile == "full")
     parts = []
     for part, names in lists.items():
-        items = [
-            Item(name, folder / name, name.split("/")[0], speaker_of(name))
-            for name in names
-            if (folder / name).is_file() and name.split("/")[0] in classes
-        ]
+        names = [n for n in names if n.split("/")[0] in classes]
+        files = {n: folder / n for n in names if (folder / n).is_file()}
+        items = [Item(n, file, n.split("/")[0], speaker_of(n)) for n, file in files.items()]
         check_complete(items, names, part, folder, day=7)
-        packed = pack(packs() / f"{found}_{profile}_{part}.pack", items)
-        parts.append(Clips.of(packed, classes))
+        parts.append(Clips.of(pack(packs() / f"{name}_{profile}_{part}.pack", items), classes))
     noises = {p.stem: read_audio(p) for p in sorted((folder / "_background_noise_").glob("*.wav"))}
-    name = f"{found.rsplit('-', 1)[0]}-{len(classes)}w" if "other" not in found else found
     both = ({n: noises[n] for n in some if n in noises} for some in (TRAIN_NOISES, TEST_NOISES))
     return Words(name, *parts, classes, *both)
 
@@ -130,8 +131,9 @@ def check_complete(items: Sequence[Item], names: Sequence[str], part: str, folde
     """Raise DataError when more than a tenth of a list's recordings is missing."""
     if not items or len(items) < 0.9 * len(names):
         raise DataError(
-            f"{len(names) - len(items)} of {len(names)} utterances of the {part} list are not in "
-            f"{folder.name}: delete the folder and run make fetch DAY={day}."
+            f"{len(names) - len(items)} of {len(names)} recordings of the {part} list are not in {folder.name}. "
+            f"Fetch the set into another folder: STUDY_DATA=/path make fetch DAY={day}. Words that you recorded "
+            "yourself are read by utils.speech.corpora.words_from."
         )
 
 
