@@ -31,15 +31,8 @@ class Claim:
         least = "at least " if self.capped else ""
         form = "{:,.0f}" if self.higher else "{:,.1f}"
         verdict = "reached" if self.ratio >= self.goal else "MISSED"
-        return (
-            self.what,
-            least + form.format(self.stock),
-            form.format(self.ours),
-            self.unit,
-            f"{least}{self.ratio:.1f}",
-            f"{self.goal:g}",
-            verdict,
-        )
+        stock, ours = least + form.format(self.stock), form.format(self.ours)
+        return self.what, stock, ours, self.unit, f"{least}{self.ratio:.1f}", f"{self.goal:g}", verdict
 
 
 def bench(tasks: list[str]) -> int:

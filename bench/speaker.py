@@ -70,8 +70,7 @@ def equal_error_rate() -> list[Claim]:
     ours = eer(scores, same).rate
     print(f"EER: SpeechBrain {theirs:.5f}, ours {ours:.5f}")
     quick = 1 / calls_per_second(lambda _: eer(scores, same))
-    what = f"EER of {TRIALS:,} trials, SpeechBrain's EER"
-    return [Claim(what, 1000 * slow, 1000 * quick, "ms", 100)]
+    return [Claim(f"EER of {TRIALS:,} trials, SpeechBrain's EER", 1000 * slow, 1000 * quick, "ms", 100)]
 
 
 def enhancement() -> list[Claim]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,12 +26,8 @@ def say(key: str, language: str, *values: object) -> str:
 
 def span(numbers: Sequence[int]) -> str:
     """`1–4, 6` for 1, 2, 3, 4, 6."""
-    groups: list[list[int]] = []
-    for n in sorted(numbers):
-        if groups and n == groups[-1][-1] + 1:
-            groups[-1].append(n)
-        else:
-            groups.append([n])
+    runs = itertools.groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0])
+    groups = [[n for _, n in run] for _, run in runs]
     return ", ".join(str(g[0]) if len(g) == 1 else f"{g[0]}–{g[-1]}" for g in groups)
 
 
@@ -116,10 +113,9 @@ def sets() -> str:
 def speed() -> str:
     """The benchmarks that were run, from `docs/bench.csv`; a baseline that was stopped gives `at least`."""
     body = []
-    for row in read_table(days.ROOT / "docs" / "bench.csv"):
-        least = "at least " if row["capped"] else ""
-        stock, ratio = (least + row[name] for name in ("stock", "ratio"))
-        body.append([row["claim"], stock, row["ours"], ratio, row["goal"], row["machine"]])
+    for r in read_table(days.ROOT / "docs" / "bench.csv"):
+        least = "at least " if r["capped"] else ""
+        body.append([r["claim"], least + r["stock"], r["ours"], least + r["ratio"], r["goal"], r["machine"]])
     return results.markdown(("claim", "stock", "ours", "ratio", "goal", "2-core machine"), body)
 
 

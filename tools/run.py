@@ -46,8 +46,7 @@ def run(numbers: list[int] | None, profile: str, resume: bool = False, at_once: 
     missing = [d.name for d in chosen if not d.notebook.exists()]
     if missing:
         raise ValueError(f"not in this repository yet: {', '.join(missing)}")
-    if at_once is None:
-        at_once = usual(profile)
+    at_once = usual(profile) if at_once is None else at_once
     if at_once < 1:
         raise ValueError(f"--at-once {at_once}: at least one notebook must run.")
     quiet_jupyter()
@@ -243,12 +242,8 @@ def report(outcomes: list[Outcome], seconds: float) -> str:
     `seconds` is what all took together: less than the sum where several ran at once.
     """
     head = ("day", "status", "headline metric", "seconds", "notebook")
-    here = Path.cwd()
-    rows = [head]
-    for o in outcomes:
-        path = o.notebook.resolve()
-        shown = path.relative_to(here) if path.is_relative_to(here) else path
-        rows.append((o.day.name, o.status, o.headline, f"{o.seconds:.1f}", str(shown)))
+    seen = ((o, os.path.relpath(o.notebook)) for o in outcomes)
+    rows = [head, *((o.day.name, o.status, o.headline, f"{o.seconds:.1f}", path) for o, path in seen)]
     width = [max(len(r[i]) for r in rows) for i in range(len(head))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(r, width, strict=True)).rstrip() for r in rows]
     lines.insert(1, "  ".join("-" * w for w in width))
