@@ -268,7 +268,7 @@ def own_speech(profile: str, corpus: corpora.SpeechCorpus) -> tuple[str, Utteran
     """
     if profile == "quick":
         return corpus.name, corpus.train, corpus.validation
-    only = corpora.NINE_WORDS if profile == "study" else ()
+    only = () if profile == "full" else corpora.NINE_WORDS
     one, words = corpora.kathleen(profile), corpora.speech_commands(profile, only)
     name = f"{corpus.name}+{one.name}+{words.name}"
     spoken = clean_clips(words.train).utterances(words.classes)

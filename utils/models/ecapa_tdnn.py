@@ -316,7 +316,7 @@ def training_voices(profile: str, corpus: SpeechCorpus, speeds: Sequence[float] 
 
     In quick the voices of the bundled sentences and words.
     """
-    words = speech_commands(profile, NINE_WORDS if profile == "study" else ())
+    words = speech_commands(profile, () if profile == "full" else NINE_WORDS)
     spoken = words.train.utterances(words.classes)
     # the bundled words and sentences share voices
     held_out = {*corpus.validation.speakers, *corpus.test.speakers}
