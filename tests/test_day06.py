@@ -93,7 +93,8 @@ def test_every_recorded_command_is_shown(monkeypatch):
     cells = [c for c in CELLS if "terminal(" in c and "def terminal(" not in c]
     monkeypatch.chdir(FOLDER)
     for cell in cells:
-        exec(cell, {"terminal": lambda *c, live=True: shown.extend(c), "Path": Path, "socket": socket})
+        names = {"Path": Path, "socket": socket, "shutil": SimpleNamespace(rmtree=lambda *a, **k: None)}
+        exec(cell, names | {"terminal": lambda *c, live=True: shown.extend(c)})
     extra = {c for c in recorded if "cat /proc/mounts" in c}  # exercise 1 reads it
     assert set(recorded) <= set(shown) | extra
     assert len(set(recorded)) == len(recorded)
