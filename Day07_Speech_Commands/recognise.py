@@ -64,16 +64,16 @@ def peaks(scored: Iterable[tuple[float, Tensor]], classes: list[str], threshold:
     1 s, since a window that contains a part of it may still name it.
     """
     best: Found | None = None
-    last: Found = ("", 0.0, -1.0)
+    last, since = ("", 0.0, -1.0), 0.0
     for time, row in scored:
-        if best and time > best[2] + 0.45:
+        if best and time > since + 0.45:
             yield best
             best, last = None, best
         p, i = row.max(0)
         word = classes[int(i)]
         later = time - last[2] > (0.95 if word == last[0] else 0.55)
         if p >= threshold and later and (best is None or p > best[1]):
-            best = (word, float(p), time)
+            best, since = (word, float(p), time), since if best else time
     if best:
         yield best
 
@@ -96,7 +96,8 @@ def stream(
         for block in blocks:
             block = to_mono(block, SAMPLE_RATE)
             heard, samples = torch.cat([heard, block])[-SAMPLE_RATE:], samples + len(block)
-            yield samples / SAMPLE_RATE - 0.5, scores(model, heard[None])[0]
+            if samples >= 0.75 * SAMPLE_RATE:
+                yield samples / SAMPLE_RATE - 0.5, scores(model, heard[None])[0]
 
     yield from peaks(scored(), classes, threshold)
 
