@@ -97,6 +97,16 @@ def test_every_package_has_one_version():
     assert "pip list --format=freeze >/opt/study/packages.txt" in script
 
 
+def test_the_image_that_was_built_has_the_tested_versions():
+    """containers/packages.txt is /opt/study/packages.txt of the last image."""
+    built, tested = (
+        {n.lower().replace("_", "-"): v for n, v in re.findall(r"^([\w.-]+)==(\S+)", text, re.M)}
+        for text in (f.read_text() for f in (HERE / "packages.txt", ROOT / "constraints.txt"))
+    )
+    assert {"torch", "pesq", "jupyterlab"} <= set(built)
+    assert {n for n, v in built.items() if tested.get(n) != v} == {"pip", "setuptools", "resemblyzer"}
+
+
 def test_no_secret_reaches_a_layer_and_no_server_is_open():
     """Only files on a list are copied; no step names a secret; each JupyterLab keeps its token and localhost."""
     built = "".join(
@@ -228,7 +238,7 @@ def test_days_in_the_container_are_called_and_measured(tmp_path, monkeypatch):
     assert (row["run"], row["engine"]) == ("Day03_MNIST_CNN", "podman 5.0")
     assert 300 < int(row["peak_mb"]) < 10_000
     assert float(row["seconds"]) < 60
-    assert "GB of memory (podman 5.0, " in results.container_line(3)
+    assert "GB of memory (podman 5.0, threads: " in results.container_line(3)
     assert results.container_line(4).startswith("Not run")
     assert "| Day03_MNIST_CNN |" in readme_tables.container_days()
 

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 
+import torch
+
 from utils import days
-from utils.device import cores, device_name
+from utils.device import device_name
 from utils.logger import git, update_table
 
 TABLE = "docs/container_days.csv"
@@ -31,7 +33,8 @@ def inside(numbers: list[int] | None, engine: str) -> int:
         row = {
             "run": day.name, "seconds": round(time.perf_counter() - began, 1),
             "peak_mb": round(used.ru_maxrss * 1024 / 1e6), "engine": engine,
-            "machine": f"{cores()} cores of {device_name()}", "commit": git("rev-parse", "--short=10", "HEAD"),
+            "machine": device_name(), "threads": torch.get_num_threads(),
+            "commit": git("rev-parse", "--short=10", "HEAD"),
         }  # fmt: skip
         update_table(days.ROOT / TABLE, [] if status else [row], row, day.name)
         failed += status != 0

@@ -121,9 +121,9 @@ def speed() -> str:
 
 def container_days() -> str:
     """What the days took in the image, in the quick profile."""
-    columns = ("run", "seconds", "peak_mb", "engine", "machine")
+    columns = ("run", "seconds", "peak_mb", "engine", "machine", "threads")
     body = [[r[c] for c in columns] for r in read_table(days.ROOT / results.TABLE)]
-    return results.markdown(("day", "seconds", "memory, MB", "engine", "machine"), sorted(body))
+    return results.markdown(("day", "seconds", "memory, MB", "engine", "machine", "threads"), sorted(body))
 
 
 def neighbours(day: days.Day, file: str) -> list[str]:

@@ -99,7 +99,7 @@ def container_line(day: int) -> str:
     for row in read_table(days.ROOT / TABLE):
         if row["run"] == days.get(day).name:
             took = f"{float(row['seconds']):.0f} s and {int(row['peak_mb']) / 1000:.1f} GB of memory"
-            return f"Runs in {image}: the quick profile took {took} ({row['engine']}, {row['machine']})."
+            return f"Runs in {image}: the quick profile took {took} ({row['engine']}, threads: {row['threads']})."
     return f"Not run in {image} yet."
 
 
