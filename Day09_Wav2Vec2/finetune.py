@@ -232,7 +232,7 @@ def configuration(profile: str, task: str, init: str, labels: float, recipe: Rec
 
 def material(profile: str) -> tuple[Words, SpeechCorpus, RunLogger]:
     """The words, their sequences, and the day's table."""
-    words = corpora.speech_commands("quick" if profile == "quick" else "study", corpora.NINE_WORDS)
+    words = corpora.speech_commands("quick" if profile == "quick" else "study")
     corpus = connected_words(profile, words=words)
     return words, corpus, RunLogger(9, profile, corpus.name, pick_device(), COLUMNS)
 

@@ -157,7 +157,7 @@ def pretraining_sound(profile: str) -> tuple[Tensor, dict[str, float]]:
     """
     corpus = corpora.librispeech(profile)
     # full, too: the sets' own training list holds speakers of the committed test list
-    words = corpora.speech_commands("quick" if profile == "quick" else "study", corpora.NINE_WORDS)
+    words = corpora.speech_commands("quick" if profile == "quick" else "study")
     order = np.argsort(np.array(words.train.speakers), kind="stable")
     parts = {corpus.name: corpus.train.joined(), words.name: words.train.x[torch.from_numpy(order)].flatten()}
     hours = {name: round(len(x) / SAMPLE_RATE / 3600, 2) for name, x in parts.items()}

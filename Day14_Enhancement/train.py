@@ -226,7 +226,7 @@ def day14_noises(profile: str) -> corpora.Noises:
     some = corpora.noises(profile)
     if profile == "quick":
         return some
-    words = corpora.speech_commands(profile, corpora.NINE_WORDS)
+    words = corpora.speech_commands(profile)
     parts = (words.train_noise, words.test_noise)
     train_noise, test_noise = ({k: to_level(v, -20.0) for k, v in part.items()} for part in parts)
     name = f"{some.name}+{words.name.rsplit('-', 1)[0]}-noise"
@@ -268,8 +268,7 @@ def own_speech(profile: str, corpus: corpora.SpeechCorpus) -> tuple[str, Utteran
     """
     if profile == "quick":
         return corpus.name, corpus.train, corpus.validation
-    only = () if profile == "full" else corpora.NINE_WORDS
-    one, words = corpora.kathleen(profile), corpora.speech_commands(profile, only)
+    one, words = corpora.kathleen(profile), corpora.speech_commands(profile)
     name = f"{corpus.name}+{one.name}+{words.name}"
     spoken = clean_clips(words.train).utterances(words.classes)
     parts = [corpus.train, one.train.at(SAMPLE_RATE), spoken]

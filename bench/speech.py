@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from Day07_Speech_Commands.networks import TCResNet
 from utils import sources
 from utils.data import Batches, Split
 from utils.device import pick_device, seed_everything
 from utils.features import SAMPLE_RATE, LogMel, as_float, fixed_length, resample
-from utils.models.keyword_net import CNN2d, KeywordNet
+from utils.models.keyword_net import KeywordNet
 from utils.sources import catalogue
 from utils.speech import corpora
 
@@ -129,10 +130,10 @@ def stock(words: corpora.Words, folder: Path) -> Race:
 
 
 def ours(words: corpora.Words, seed: int, epochs: int = 5) -> Race:
-    """Day 7's 2-D CNN on log-mels of the resident clips, one cycle over a few epochs."""
+    """Day 7's TC-ResNet on log-mels of the resident clips, one cycle over a few epochs."""
     seed_everything(seed)
     batches = Batches(words.train, 64, seed=seed, augment=lambda x, g: as_float(x))
-    model = KeywordNet(LogMel(64), CNN2d(64, 16), len(words.classes), masks=(15, 5))
+    model = KeywordNet(LogMel(64), TCResNet(64, 1.5), len(words.classes), masks=(15, 5))
     model = model.to(words.test.y.device)
     return our_race(model, batches, words.test, GOAL, epochs, 0.01, smoothing=0.1)
 

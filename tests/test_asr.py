@@ -16,7 +16,7 @@ from utils.models import ctc
 from utils.models.ctc import Vocabulary, WordModel, beam_search, collapse
 from utils.sources.catalogue import SPLITS, read_lines
 from utils.speech import connected_words
-from utils.speech.corpora import Clips, Utterances, read_sample, sample_words, speaker_of
+from utils.speech.corpora import Clips, Utterances, read_sample, sample_words, speaker_of, speech_commands
 
 LETTERS = Vocabulary()
 TINY = Vocabulary(("<pad>", "|", "A", "B"))
@@ -477,7 +477,7 @@ def test_the_committed_sequences_are_of_the_parts_own_clips():
 
 
 def test_a_curriculum_is_short_first_and_repeats_after_some_epochs():
-    words = sample_words()
+    words = speech_commands("quick")
     recipe = finetune.Recipe(short=3, long=1, sequences=(6, 4), different=2)
     lessons = recipe.curriculum(words)
     assert [len(lesson) for lesson in lessons] == [6, 6, 6, 4]

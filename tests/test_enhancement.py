@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from Day08_SC_Tuning import search
 from Day14_Enhancement import enhancer
 from Day14_Enhancement import quality as day14_quality
 from Day14_Enhancement import search as day14_search
@@ -443,7 +444,7 @@ def test_the_searches_leave_rows(sentences, tmp_path, monkeypatch):
     assert 0 <= float(rows[1]["val_eer"]) <= 1
     assert 0 <= float(rows[1]["margin"]) <= 0.5
     study = tuning.open_study(day14_search.study_path("quick", "verifier"))
-    assert len(study.get_trials(states=tuning.DONE)) == 1
+    assert len(search.finished(study)) == 1
 
 
 def test_the_searches_see_the_bundled_sample():

@@ -16,7 +16,7 @@ import torch
 from utils.models.ge2e import pretrained_dvector
 from utils.models.keyword_net import load_kept, probabilities
 from utils.models.verification import all_pairs, cosine_scores, eer
-from utils.speech.corpora import librispeech, sample_words
+from utils.speech.corpora import librispeech, speech_commands
 
 VALUES = json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))
 """Of each answer its shape, its root mean square and its first values."""
@@ -52,7 +52,7 @@ def test_the_answers_are_those_of_the_published_weights(answers, name):
 def test_scores_on_the_bundled_sample():
     """The recogniser on synthetic voices that it never saw, and the GE2E encoder on two of them."""
     model, classes = load_kept()
-    words = sample_words()
+    words = speech_commands("quick")
     known = [i for i, y in enumerate(words.test.y.tolist()) if words.classes[y] in classes]
     answers = probabilities(model, words.test.x[known]).argmax(1).tolist()
     right = sum(classes[a] == words.classes[words.test.y[i]] for a, i in zip(answers, known, strict=True))

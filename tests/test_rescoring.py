@@ -13,7 +13,7 @@ from utils.features import SAMPLE_RATE
 from utils.models import ctc
 from utils.models import wav2vec2_ctc as w2v
 from utils.models.keyword_net import load_kept
-from utils.speech.corpora import sample_words
+from utils.speech.corpora import speech_commands
 
 SMALL = ctc.Vocabulary((ctc.BLANK, ctc.SEPARATOR, "A", "B"))
 
@@ -113,7 +113,7 @@ def test_the_kept_recogniser_names_words_of_the_bundled_voices():
     model, classes = load_kept()
     assert not model.training
     assert len(classes) == 9
-    words = sample_words()
+    words = speech_commands("quick")
     test = words.test
     mine = [k for k, y in enumerate(test.y.tolist()) if words.classes[y] in classes]
     answers = model(test.x[mine]).argmax(1).tolist()

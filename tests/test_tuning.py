@@ -15,6 +15,7 @@ import pytest
 from conftest import git
 from optuna.trial import TrialState
 
+from Day08_SC_Tuning import search
 from tools.__main__ import main
 from utils import days, tuning
 from utils.logger import read_table
@@ -93,7 +94,7 @@ def test_a_search_repeats_itself_with_its_seed(tmp_path):
         study = tuning.search(
             tmp_path / f"{name}.journal", lambda t: -((t.suggest_float("x", 0, 1) - 0.3) ** 2), 12, seed=seed
         )
-        return [t.params["x"] for t in study.trials]
+        return [t.params["x"] for t in search.finished(study)]
 
     assert run("a", 0) == run("b", 0) != run("c", 1)
 
@@ -110,7 +111,7 @@ def test_a_diverged_trial_counts_and_the_search_goes_on(tmp_path):
     states = [t.state for t in study.get_trials()]
     assert len(states) == 5
     assert states[1:3] == [TrialState.FAIL, TrialState.PRUNED]
-    assert len(study.get_trials(states=tuning.DONE)) == 4
+    assert len(search.finished(study)) == 4
 
 
 def test_an_unknown_error_ends_the_worker(tmp_path):
@@ -179,17 +180,9 @@ def test_workers_of_other_machines_are_never_declared_dead():
     assert tuning.is_dead(f"{host}:{pid}:1")  # another process had this number before
 
 
-def test_pruning_begins_after_the_warm_up(tmp_path):
-    def objective(trial):
-        for epoch in range(1, 5):
-            trial.report(-trial.number, epoch)  # each trial is worse than all before
-            if trial.should_prune():
-                raise optuna.TrialPruned
-        return -trial.number
-
-    study = tuning.search(tmp_path / "s.journal", objective, 12, warmup=3)
-    reached = [len(t.intermediate_values) for t in study.trials]
-    assert reached == [4] * 8 + [3] * 4
+def test_best_so_far_never_falls():
+    assert search.best_so_far([1, 3, 2, 5, 4]) == [1, 3, 3, 5, 5]
+    assert search.best_so_far([]) == []
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import importlib
 from utils import days
 
 KINDS = {
-    "words": (7, "recognise", "which of twelve words are said in each file"),
+    "words": (7, "recognise", "which of nine words is said in each file"),
     "sentence": (9, "transcribe", "what is said in each file"),
     "clone": (11, "synthesize", "a text in the voice of a reference"),
     "verify": (13, "verify", "whether two files are of one speaker"),

@@ -30,12 +30,9 @@ def inside(numbers: list[int] | None, engine: str) -> int:
         command = [sys.executable, "-m", "tools", "run", "--days", str(day.number), "--at-once", "1"]
         began = time.perf_counter()
         _, status, used = os.wait4(subprocess.Popen(command, cwd=days.ROOT).pid, 0)
-        row = {
-            "run": day.name, "seconds": round(time.perf_counter() - began, 1),
-            "peak_mb": round(used.ru_maxrss * 1024 / 1e6), "engine": engine,
-            "machine": device_name(), "threads": torch.get_num_threads(),
-            "commit": git("rev-parse", "--short=10", "HEAD"),
-        }  # fmt: skip
+        row = {"run": day.name, "seconds": round(time.perf_counter() - began, 1)}
+        row |= {"peak_mb": round(used.ru_maxrss * 1024 / 1e6), "engine": engine, "machine": device_name()}
+        row |= {"threads": torch.get_num_threads(), "commit": git("rev-parse", "--short=10", "HEAD")}
         update_table(days.ROOT / TABLE, [] if status else [row], row, day.name)
         failed += status != 0
     return 1 if failed else 0

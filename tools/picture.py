@@ -145,11 +145,11 @@ def training_runs(axis) -> None:
 
 
 def search(axis) -> None:
-    """Day 8's trials: validation accuracy over epochs, the pruned ones ending early, the winner bold."""
+    """Day 8's trials: validation accuracy over epochs, the pruned ones ending early, the best bold."""
     blue, orange = plots.COLOURS[:2]
     trials = [r for r in results.rows(8) if r["state"] in ("complete", "pruned")]
     complete = [r for r in trials if r["state"] == "complete"]
-    best = min(complete, key=lambda r: float(r["val_loss"]))
+    best = max(complete, key=lambda r: float(r["val_accuracy"]))
     for row in [*trials, best]:
         values = [100 * float(v) for v in row["val_curve"].split()]
         style = {"color": blue, "alpha": 0.35, "linewidth": 1.1}
@@ -157,11 +157,10 @@ def search(axis) -> None:
             style |= {"color": orange, "alpha": 0.6}
             axis.plot(len(values), values[-1], "x", color=orange, alpha=0.6, markersize=6)
         axis.plot(range(1, len(values) + 1), values, "-", **style)
-    axis.lines[-1].set(color="black", alpha=1, linewidth=2.6, label="least loss")
+    axis.lines[-1].set(color="black", alpha=1, linewidth=2.6, label="best")
     axis.plot([], [], "-", color=blue, alpha=0.5, label="complete")
     axis.plot([], [], "-x", color=orange, alpha=0.7, label="pruned")
     plots.end_labels(axis, "{:.1f} %")
     axis.set(title=f"A search of {len(trials)} trials", xlabel="epoch")
-    axis.set(ylabel="validation accuracy, %", ylim=(30, 101))
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set(ylabel="validation accuracy, %", ylim=(30, 101), xticks=range(2, 13, 2))
     axis.legend(fontsize=10, loc="lower right")

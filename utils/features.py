@@ -48,18 +48,14 @@ def read_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
 def to_mono(wave: Tensor | np.ndarray, rate: int, sample_rate: int = SAMPLE_RATE, name: str = "") -> Tensor:
     """A wave `(time,)` or `(channels, time)` as checked mono float32 `(time,)` at `sample_rate` Hz.
 
-    Integers are scaled by their type's range. Raises AudioError for no samples, NaN or infinity, a rate that is
-    not positive, or time before channels (as soundfile reads them).
+    Integers are scaled by their type's range. Raises AudioError for no samples, NaN or infinity,
+    or a rate that is not positive.
     """
     wave, name = torch.as_tensor(wave), name or "the wave"
     if not wave.is_floating_point():
         wave = wave.float() / (torch.iinfo(wave.dtype).max + 1)
     wave = wave.float()
     if wave.ndim == 2:
-        if wave.shape[0] > max(8, wave.shape[1]) and wave.numel():
-            raise AudioError(
-                f"{name} has the shape {tuple(wave.shape)}: give (channels, time), which is x.T."
-            )
         wave = wave.mean(0)
     if wave.ndim != 1 or not wave.numel():
         raise AudioError(f"{name} has no samples ({tuple(wave.shape)}).")

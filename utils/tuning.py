@@ -33,11 +33,10 @@ SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
 """How the next trial is chosen: at random, or by densities of good and bad trials (TPE; Bergstra et al., 2011)."""
 
 
-def open_study(path: Path, warmup: int = 5) -> optuna.Study:
+def open_study(path: Path) -> optuna.Study:
     """The study in this journal file, which is created if necessary; the file's stem is its name.
 
-    From epoch `warmup` on a trial is pruned if its best value so far is among the worst 40 % of the values that
-    earlier complete trials had at that epoch.
+    From its fifth epoch on a trial is pruned if its value is among the worst 40 % of earlier trials at that epoch.
     """
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -49,7 +48,7 @@ def open_study(path: Path, warmup: int = 5) -> optuna.Study:
         storage=JournalStorage(JournalFileBackend(str(path))),
         direction="maximize",
         load_if_exists=True,
-        pruner=optuna.pruners.PercentilePruner(60.0, n_startup_trials=8, n_warmup_steps=warmup),
+        pruner=optuna.pruners.PercentilePruner(60.0, n_startup_trials=8, n_warmup_steps=5),
     )
 
 
@@ -160,7 +159,6 @@ def search(
     sampler: str = "tpe",
     seed: int = 0,
     code: str = "",
-    warmup: int = 5,
 ) -> optuna.Study:
     """Work on the study until it has `trials` finished (complete, pruned or diverged) or running trials.
 
@@ -172,7 +170,7 @@ def search(
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler {sampler!r}: write one of {', '.join(SAMPLERS)}")
-    study = open_study(path, warmup)
+    study = open_study(path)
     lock = FileLock(str(path.with_name(f".{path.name}.draw.lock")))
     with lock:
         if study.user_attrs.get("code", code) != code:
@@ -182,7 +180,7 @@ def search(
                     f"delete {path.name} to begin anew, or check that commit out to continue"
                 )
             path.unlink()
-            study = open_study(path, warmup)
+            study = open_study(path)
         if "code" not in study.user_attrs:
             study.set_user_attr("code", code)
             study.set_user_attr("commit", git("rev-parse", "--short=10", "HEAD") or "none")

@@ -18,7 +18,7 @@ from .. import days
 from ..device import epoch_seed
 from ..features import SAMPLE_RATE, LogMel, as_float, resample
 from ..speech import augment
-from ..speech.corpora import NINE_WORDS, SpeechCorpus, speech_commands
+from ..speech.corpora import SpeechCorpus, speech_commands
 from ..speech.pack import PackedSpeech, Utterances
 from ..training import History, fit_one_cycle
 from .ge2e import Embedder
@@ -316,7 +316,7 @@ def training_voices(profile: str, corpus: SpeechCorpus, speeds: Sequence[float] 
 
     In quick the voices of the bundled sentences and words.
     """
-    words = speech_commands(profile, () if profile == "full" else NINE_WORDS)
+    words = speech_commands(profile)
     spoken = words.train.utterances(words.classes)
     # the bundled words and sentences share voices
     held_out = {*corpus.validation.speakers, *corpus.test.speakers}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -106,15 +106,22 @@ def augmentation(noises: Mapping[str, Tensor], strength: float = 1.0, noisy: flo
     return change
 
 
-def probabilities(model: KeywordNet, wave: Tensor) -> Tensor:
-    """Probabilities `(batch, classes)` of waves `(batch, time)`."""
-    return predict(model, as_float(wave)).softmax(1)
+SPEEDS = (1.0, 0.92, 1.08)
+"""Playing speeds that `probabilities` averages over."""
+
+
+def probabilities(model: KeywordNet, wave: Tensor, speeds: Sequence[float] = SPEEDS) -> Tensor:
+    """Probabilities `(batch, classes)` of waves `(batch, time)`, the mean over several playing speeds.
+
+    Test-time augmentation: played slower, a voice has a longer vocal tract. Costs one pass per speed.
+    """
+    wave = as_float(wave)
+    outputs = [predict(model, augment.play_at(wave, s)).softmax(1) for s in speeds]
+    return torch.stack(outputs).mean(0)
 
 
 def load_kept(device: torch.device | str = "cpu") -> tuple[KeywordNet, list[str]]:
     """Day 7's shipped recogniser, in evaluation mode on `device`, and its words.
-
-    `model.threshold` is the probability below which an answer should be refused.
 
     Raises FileNotFoundError when Day 7 has not run, ValueError when its card is of another network than the
     2-D CNN over log-mel.
@@ -130,5 +137,4 @@ def load_kept(device: torch.device | str = "cpu") -> tuple[KeywordNet, list[str]
     network = CNN2d(front.out_channels, round(8 * card["width"]))
     model = KeywordNet(front, network, len(card["classes"]), level=card["level"])
     load_weights(path, model)
-    model.threshold = card.get("threshold", 0.5)
     return model.to(device).eval(), card["classes"]

@@ -66,7 +66,6 @@ def fetch(name: str, root: Path | None = None, bar: bool = True) -> Path:
         raise DataError(
             f"{name} has no archive with a published checksum, so it is fetched by hand: {command}"
         )
-    _refuse_own_recordings(name, root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         check_space(root, sum(f.size for f in entry.files) + entry.unpacked_bytes)
@@ -107,18 +106,6 @@ def ensure_available(name: str, root: Path | None = None) -> str:
                 f"Why: {e}"
             ) from e
     return identify(name, root)
-
-
-def _refuse_own_recordings(name: str, root: Path) -> None:
-    """Raise DataError where the root holds recordings that no download put there: nothing is added to them."""
-    patterns = ["*/*.wav", *["SpeechCommands/*/*/*.wav"] * (name == "speech_commands")]
-    found = next((path for pattern in patterns for path in root.glob(pattern)), None)
-    if found and not (root / ".downloads").exists():
-        raise DataError(
-            f"nothing is downloaded into a folder with other recordings ({found.relative_to(root)}). Words of "
-            "your own are read by utils.speech.corpora.words_from; a copy of Speech Commands needs "
-            "testing_list.txt and validation_list.txt beside its words."
-        )
 
 
 def _shown(path: Path) -> str:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..days import check_profile
 from ..features import as_float
 from .augment import add_noise, change_microphone
-from .corpora import NINE_WORDS, Clips, SpeechCorpus, Words, committed_lists, loud_pieces, speech_commands
+from .corpora import Clips, SpeechCorpus, Words, committed_lists, loud_pieces, speech_commands
 from .pack import Utterances, to_int16
 
 
@@ -133,7 +133,7 @@ def connected_words(profile: str, train: int | None = None, words: Words | None 
     40 drawn ones. Pass `words` where they are loaded already.
     """
     quick = check_profile(profile) == "quick"
-    words = words or speech_commands(profile if quick else "study", NINE_WORDS)
+    words = words or speech_commands(profile if quick else "study")
     sequences = {"train": draw_sequences(words.train, train or (160 if quick else 2000), seed=1)}
     if quick:
         for seed, part in ((2, "validation"), (3, "test")):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,13 +17,10 @@ from ..days import ROOT, check_profile
 from ..features import SAMPLE_RATE, fixed_length, read_audio, to_level
 from ..sources import DataError, catalogue
 from ..sources.catalogue import SPLITS, read_lines
-from .pack import Item, Utterances, pack, to_int16
+from .pack import Item, Utterances, pack
 
 NINE_WORDS = ("right", "one", "go", "zero", "up", "down", "left", "five", "eight")
-"""Words with some 500 clips each in the copy that the published rows come from; Days 9 to 14 use them."""
-
-TWELVE_WORDS = (*NINE_WORDS, "bed", "cat", "happy")
-"""The words of Days 7 and 8: of the last three there are some 1,400 clips each."""
+"""The words of the study profile: those with some 500 clips in the copy that the published rows come from."""
 
 PARTS = ("train", "validation", "test")
 
@@ -88,114 +83,42 @@ def speaker_of(name: str) -> str:
     return Path(name).name.split("_nohash_")[0]
 
 
-def speech_commands(profile: str, only: Sequence[str] = ()) -> Words:
+def speech_commands(profile: str) -> Words:
     """Words of one second at 16 kHz.
 
-    quick: the bundled `sample-commands`, twelve words by the validation speakers of Speech Commands. study:
-    twelve words of it (Warden, 2018, arXiv:1804.03209) by the committed lists `splits/speech_commands_*.txt`;
-    full: all words by the lists that come with the set. `only` chooses some of these words: with full,
-    `only=TWELVE_WORDS` is every clip of them; in quick it means the synthetic `sample-words`. Packed on the first
-    call. Raises DataError when the set is not here and cannot be downloaded.
+    quick: the bundled `sample-words` (12 words, 54 synthetic voices). study: nine words of Speech
+    Commands (Warden, 2018, arXiv:1804.03209) by the committed lists `splits/speech_commands_*.txt`;
+    full: all words by the lists that come with the set. Packed on the first call. Raises DataError when the
+    set is not here and cannot be downloaded.
     """
     if check_profile(profile) == "quick":
-        return sample_words("words" if only else "commands")
+        return sample_words()
     found = sources.ensure_available("speech_commands")
     folder = catalogue.speech_commands_folder(sources.data_root())
     if profile == "study":
         lists = committed_lists("speech_commands", *PARTS)
-        classes = sorted(only or TWELVE_WORDS)
+        classes = sorted(NINE_WORDS)
     else:
         validation, test = (read_lines(folder / f"{p}_list.txt") for p in ("validation", "testing"))
         every = sorted(f"{clip.parent.name}/{clip.name}" for clip in folder.glob("[!_]*/*.wav"))
-        lists = {"train": sorted({*every} - {*validation, *test}), "validation": validation, "test": test}
-        classes = sorted(only or {name.split("/")[0] for name in every})
-    name = found
-    if "other" not in found and (only or profile == "study"):
-        name = f"{found.rsplit('-', 1)[0]}-{len(classes)}w" + "-all" * (profile == "full")
+        held_out = {*validation, *test}
+        train = [name for name in every if name not in held_out]
+        lists = {"train": train, "validation": validation, "test": test}
+        classes = sorted({name.split("/")[0] for name in every})
     parts = []
     for part, names in lists.items():
-        names = [n for n in names if n.split("/")[0] in classes]
-        files = {n: folder / n for n in names if (folder / n).is_file()}
-        items = [Item(n, file, n.split("/")[0], speaker_of(n)) for n, file in files.items()]
+        items = [
+            Item(name, folder / name, name.split("/")[0], speaker_of(name))
+            for name in names
+            if (folder / name).is_file() and name.split("/")[0] in classes
+        ]
         check_complete(items, names, part, folder, day=7)
-        parts.append(Clips.of(pack(packs() / f"{name}_{profile}_{part}.pack", items), classes))
-    return Words(name, *parts, classes, *background_noises(folder))
-
-
-def background_noises(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The recordings in `folder/_background_noise_`, if any: some to train with and others to test with.
-
-    Those of Speech Commands are divided by TRAIN_NOISES and TEST_NOISES, others in turn.
-    """
+        packed = pack(packs() / f"{found}_{profile}_{part}.pack", items)
+        parts.append(Clips.of(packed, classes))
     noises = {p.stem: read_audio(p) for p in sorted((folder / "_background_noise_").glob("*.wav"))}
-    odd = [n for n in noises if n not in TRAIN_NOISES + TEST_NOISES][::2]
-    train = {n: wave for n, wave in noises.items() if n in TRAIN_NOISES or n in odd}
-    return train, {n: wave for n, wave in noises.items() if n not in train}
-
-
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff")
-
-
-def words_from(
-    folder: str | Path,
-    speaker: str | Callable[[Path], str],
-    validation: Sequence[str] | int,
-    test: Sequence[str] | int,
-) -> Words:
-    r"""Your own recordings `FOLDER/WORD/*.wav` as a set of words, split by speaker; nothing is written there.
-
-    `speaker` says who speaks: "folder" for files in FOLDER/WORD/SPEAKER/, a regular expression whose first group
-    is the speaker in a file's name, such as r"(.+)_\d+", or a function of the path. `validation` and `test` are
-    the speakers of these parts, or how many (then a hash of the names decides); all others are for training. Of a
-    long recording the loudest second is taken. `_background_noise_` may be there. Raises DataError, which says
-    why, where the recordings cannot be split.
-    """
-    folder = Path(folder).expanduser()
-    every = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SOUNDS)
-    inside = {p: p.relative_to(folder).parts for p in every}
-    files = [p for p, parts in inside.items() if len(parts) > 1 and parts[0][0] not in "._"]
-    words = [inside[p][0] for p in files]
-    classes = sorted(set(words))
-    if speaker == "folder":
-        speakers = [inside[p][1] if len(inside[p]) > 2 else "" for p in files]
-    elif callable(speaker):
-        speakers = [speaker(p) for p in files]
-    else:
-        speakers = [(re.search(speaker, p.stem) or ("", ""))[1] or "" for p in files]
-    held = {"validation": validation, "test": test}
-    for part, given in held.items():
-        used = {s for some in held.values() if not isinstance(some, int) for s in some}
-        free = sorted({*speakers} - used, key=lambda s: hashlib.sha1(s.encode()).hexdigest())
-        held[part] = free[:given] if isinstance(given, int) else list(given)
-    part_of = {s: part for part, some in held.items() for s in some}
-    which = np.array([part_of.get(s, "train") for s in speakers])
-    trained = {w for w, part in zip(words, which, strict=True) if part == "train"}
-    reasons = {
-        f"it has {len(classes)} folders with recordings, and a word is a folder": len(classes) < 2,
-        f"of {speakers.count('')} recordings the speaker is not known by {speaker!r}": "" in speakers,
-        "a speaker is in both validation and test": {*held["validation"]} & {*held["test"]},
-        f"there is no recording by {sorted({*part_of} - {*speakers})}": {*part_of} - {*speakers},
-        f"of {len({*speakers})} speakers none is left for a part": {*PARTS} - {*which},
-        f"no training speaker says {sorted({*classes} - trained)}": {*classes} - trained,
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise DataError(f"The recordings in {folder.name} cannot be split by speaker: {reason}.")
-    x = torch.stack([torch.from_numpy(to_int16(loudest_second(read_audio(p)))) for p in files])
-    y = torch.tensor([classes.index(word) for word in words])
-    whole = Clips(x, y, ["/".join(inside[p]) for p in files], speakers)
-    parts = [whole.take(torch.from_numpy(which == part)) for part in PARTS]
-    return Words(f"own-{folder.name}-{len(classes)}w", *parts, classes, *background_noises(folder))
-
-
-def loudest_second(wave: torch.Tensor) -> torch.Tensor:
-    """`(time,)` as one second `(16000,)`: cut around its loudest half second, or filled with zeros."""
-    half = SAMPLE_RATE // 2
-    if len(wave) > SAMPLE_RATE:
-        energy = torch.nn.functional.avg_pool1d(wave.square()[None], half, 160)[0]
-        start = int(energy.argmax()) * 160 - half // 2
-        wave = wave[min(max(0, start), len(wave) - SAMPLE_RATE) :]
-    return fixed_length(wave, SAMPLE_RATE)
+    name = f"{found.rsplit('-', 1)[0]}-{len(classes)}w" if "other" not in found else found
+    both = ({n: noises[n] for n in some if n in noises} for some in (TRAIN_NOISES, TEST_NOISES))
+    return Words(name, *parts, classes, *both)
 
 
 def committed_lists(stem: str, *parts: str) -> dict[str, list[str]]:
@@ -207,9 +130,8 @@ def check_complete(items: Sequence[Item], names: Sequence[str], part: str, folde
     """Raise DataError when more than a tenth of a list's recordings is missing."""
     if not items or len(items) < 0.9 * len(names):
         raise DataError(
-            f"{len(names) - len(items)} of {len(names)} recordings of the {part} list are not in {folder.name}. "
-            f"Fetch the set into another folder: STUDY_DATA=/path make fetch DAY={day}. Words that you recorded "
-            "yourself are read by utils.speech.corpora.words_from."
+            f"{len(names) - len(items)} of {len(names)} utterances of the {part} list are not in "
+            f"{folder.name}: delete the folder and run make fetch DAY={day}."
         )
 
 
@@ -223,7 +145,7 @@ SAMPLE = ROOT / "utils" / "sample"
 
 
 def read_sample(stem: str) -> tuple[list[dict[str, str]], np.ndarray]:
-    """The index and the samples (int16) of a bundled file: `words`, `commands` or `sentences`."""
+    """The index and the samples (int16) of a bundled file, `words` or `sentences`."""
     import soundfile
 
     with open(SAMPLE / f"{stem}.csv", encoding="utf-8", newline="") as f:
@@ -233,7 +155,7 @@ def read_sample(stem: str) -> tuple[list[dict[str, str]], np.ndarray]:
 
 
 def sample_utterances(stem: str) -> Utterances:
-    """The recordings of a bundled file (`words`, `commands`, `sentences`), named `word-000` and so on."""
+    """The recordings of a bundled file, `words` or `sentences`; the names are `word-000` and so on."""
     index, samples = read_sample(stem)
     starts, lengths = (np.array([int(r[k]) for r in index], np.int64) for k in ("start", "length"))
     texts, voices = ([row[k] for row in index] for k in ("text", "voice"))
@@ -241,22 +163,19 @@ def sample_utterances(stem: str) -> Utterances:
     return Utterances(samples, starts, lengths, texts, voices, names)
 
 
-def sample_words(stem: str = "words") -> Words:
-    """Twelve bundled words, split by voice: synthetic `words`, or `commands`, real clips of Speech Commands.
-
-    Of the 54 synthetic voices 8 validate and 8 test, of the 162 speakers 34 and 72; all others are to train.
-    """
-    every = sample_utterances(stem)
+def sample_words() -> Words:
+    """The bundled synthetic words, by voice: 38 voices to train, 8 to validate, 8 to test."""
+    every = sample_utterances("words")
     every.names = [f"{w}/{voice}" for w, voice in zip(every.texts, every.speakers, strict=True)]
-    classes, ends = sorted(set(every.texts)), (38, 46) if stem == "words" else (56, 90)
-    parts = [Clips.of(part, classes) for part in split_by(every, every.speakers, *ends)]
+    classes = sorted(set(every.texts))
+    parts = [Clips.of(part, classes) for part in split_by(every, every.speakers, 38, 46)]
     g = torch.Generator().manual_seed(0)
     white = 0.1 * torch.randn(10 * SAMPLE_RATE, generator=g)
     spectrum = torch.fft.rfft(0.1 * torch.randn(10 * SAMPLE_RATE, generator=g))
     slope = torch.arange(1, len(spectrum) + 1).sqrt()
     pink = torch.fft.irfft(spectrum / slope, 10 * SAMPLE_RATE)
     both = {"white_noise": white}, {"pink_noise": 0.1 * pink / pink.std()}
-    return Words(f"sample-{stem}", *parts, classes, *both)
+    return Words("sample-words", *parts, classes, *both)
 
 
 # --- sentences ---------------------------------------------------------------------------------------
