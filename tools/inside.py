@@ -14,7 +14,7 @@ import torch
 
 from utils import days
 from utils.device import device_name
-from utils.logger import git, update_table
+from utils.logger import code_commit, update_table
 
 TABLE = "docs/container_days.csv"
 
@@ -32,7 +32,7 @@ def inside(numbers: list[int] | None, engine: str) -> int:
         _, status, used = os.wait4(subprocess.Popen(command, cwd=days.ROOT).pid, 0)
         row = {"run": day.name, "seconds": round(time.perf_counter() - began, 1)}
         row |= {"peak_mb": round(used.ru_maxrss * 1024 / 1e6), "engine": engine, "machine": device_name()}
-        row |= {"threads": torch.get_num_threads(), "commit": git("rev-parse", "--short=10", "HEAD")}
+        row |= {"threads": torch.get_num_threads(), "commit": code_commit(day.folder)}
         update_table(days.ROOT / TABLE, [] if status else [row], row, day.name)
         failed += status != 0
     return 1 if failed else 0
