@@ -14,7 +14,7 @@ import torch
 
 from utils import days
 from utils.device import device_name
-from utils.logger import git, update_table
+from utils.logger import code_commit, update_table
 
 TABLE = "docs/container_days.csv"
 
@@ -34,7 +34,7 @@ def inside(numbers: list[int] | None, engine: str) -> int:
             "run": day.name, "seconds": round(time.perf_counter() - began, 1),
             "peak_mb": round(used.ru_maxrss * 1024 / 1e6), "engine": engine,
             "machine": device_name(), "threads": torch.get_num_threads(),
-            "commit": git("rev-parse", "--short=10", "HEAD"),
+            "commit": code_commit(day.folder),
         }  # fmt: skip
         update_table(days.ROOT / TABLE, [] if status else [row], row, day.name)
         failed += status != 0
