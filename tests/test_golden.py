@@ -22,7 +22,7 @@ VALUES = json.loads((Path(__file__).parent / "golden.json").read_text(encoding="
 """Of each answer its shape, its root mean square and its first values."""
 TOLERANCE = 1e-2
 """Of the root mean square."""
-SCORES = {"keyword accuracy": 0.944, "eer": 0.0, "similarity": 0.887}
+SCORES = {"keyword accuracy": 0.903, "eer": 0.0, "similarity": 0.887}
 """Of the shipped keyword recogniser, and of the GE2E encoder (mean cosine of same-speaker pairs)."""
 
 

@@ -112,7 +112,7 @@ def test_second_opinion_asks_about_each_word():
 def test_the_kept_recogniser_names_words_of_the_bundled_voices():
     model, classes = load_kept()
     assert not model.training
-    assert len(classes) == 9
+    assert len(classes) == 12
     words = sample_words()
     test = words.test
     mine = [k for k, y in enumerate(test.y.tolist()) if words.classes[y] in classes]
